@@ -3,7 +3,7 @@
 The Host and Origin headers show whether a web page of another site has sent the request. A browser lets any web page
 send requests to a server on localhost. The Origin header names the site of the page. A site can make its domain name
 resolve to 127.0.0.1 (DNS rebinding). After DNS rebinding, the browser treats the site and this server as the same
-origin. Then only the Host header shows the domain name of the site.
+origin. After DNS rebinding, only the Host header still shows the domain name of the site.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Makes API keys, reads the files with the hashes of the keys, and finds the `Caller` of a key.
 
 A key has 256 random bits, so nobody can guess the key from its SHA-256 hash. A slow hash function would add no
-security, and would make the server slower. A `Keyring` searches for a key by its hash. The time of this search depends
-only on the hash, and the hash reveals nothing about the key. Two hashes are compared in constant time. A `Keyring`
-caches each API key that was found, in a dictionary. Python hashes each key of a dictionary with a random secret of the
-process. So the time of a search in this dictionary reveals nothing about the API keys.
+security, and would make the server slower. A `Keyring` searches for a key by its hash. The time to find a key depends
+only on the hash of the key, and the hash reveals nothing about the key. Hashes are compared in constant time. A
+`Keyring` has a dictionary of the API keys that it has found before. Python hashes each key of a dictionary with a
+random secret of the process. So the time of a search in this dictionary reveals nothing about the API keys.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def create_key(name: str, scopes: Sequence[Scope], rate: float | None) -> tuple[
 
 
 class Keyring:
-    """All keys in some files.
+    """All API keys in the given files.
 
     folder: a folder with the state of each rate limit, which all workers share; None if there is only one process.
     """

@@ -11,13 +11,13 @@ import mmap
 import os
 from pathlib import Path
 
-_ROUNDING = 1e-6  # seconds; a request is not refused because of a rounding error
+_ROUNDING = 1e-6  # seconds; a rounding error of this size refuses no request
 
 
 class Bucket:
     """Lets `rate` requests per second pass. All requests of one second may arrive at the same time.
 
-    state: one element, the time in seconds at which the bucket is full.
+    state: a sequence with one number, the time in seconds at which the bucket is full.
     """
 
     __slots__ = ("_interval", "_state", "_tolerance")

@@ -26,8 +26,8 @@ from typing import Protocol
 # refusals. So the event loop has enough time for accepted requests.
 _TURN_SECONDS, _LONG_TURN_SECONDS = 0.005, 0.02
 _WORK_PER_REFUSALS = 3
-# A request takes some time even without a body. In this time, the server could handle `_REQUEST_BYTES` bytes of JSON.
-# This number was measured.
+# A request takes some time even without a body. Measurements show that the server could handle `_REQUEST_BYTES` bytes
+# of JSON in this time.
 _REQUEST_BYTES = 2048
 # After each turn, the sums that measure the speed are multiplied by this weight, and the new measurement is added.
 _OLD_WEIGHT = 0.9
@@ -125,7 +125,7 @@ class Admission:
             asyncio.get_running_loop().call_soon(self._begin_some)
 
     def _begin_some(self) -> None:
-        """Begin requests for the time of one turn."""
+        """Begin queued requests until the time of one turn is over."""
         began = now = self._clock()
         end = began + self._turn_seconds()
         self._first_arrival = None

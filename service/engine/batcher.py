@@ -150,9 +150,10 @@ class Batcher:
         """Queue rows, float32 [n, features] with n >= 1, for a run before `deadline`.
 
         high: whether the priority is high. on_result: a function that is called once on this event loop, after this
-        method has returned. Its argument is float32 [n, outputs] or an error. The error is `DeadlinePassed`,
-        `NonFiniteOutput`, or the `RequestError` that the run raises. Any other error of the run becomes a
-        `RuntimeFailure`. This method raises `QueueFull`, `Draining` after `drain`, or `ModelNotReady` after `close`.
+        method has returned. The argument of on_result is float32 [n, outputs] or an error. This error is
+        `DeadlinePassed`, `NonFiniteOutput`, or the `RequestError` that the run raises. Any other error of the run
+        becomes a `RuntimeFailure`. This method raises `QueueFull`, `Draining` after `drain`, or `ModelNotReady` after
+        `close`.
         """
         if self._closed:
             raise ModelNotReady("the model is not ready")
@@ -209,7 +210,7 @@ class Batcher:
     def abandon(self) -> None:
         """Give every entry an error, because the run on the thread will not end.
 
-        The entries of this run and the entries in the queue get the error.
+        All entries of the run that hangs, and all entries in the queue, get the error.
         """
         self._draining = True
         entries = [entry for entry, _ in self._on_thread] + [*self._high, *self._queue]
@@ -225,7 +226,7 @@ class Batcher:
         entry.queued = 0
 
     def _count(self, entry: Entry, rows: int) -> None:
-        """Add `rows`, a number of rows of `entry`, to the number of queued rows."""
+        """Add a number of rows of `entry` to the number of queued rows."""
         self._queued_rows += rows
         if entry.high:
             self._high_rows += rows

@@ -87,7 +87,7 @@ class Deployment:
         return self._loader.load_version(path, name, version, rename=self._layout.name is not None)
 
     def commit(self, plan: Plan) -> None:
-        """Serve a plan. Returns when the event loop has replaced the models.
+        """Serve a plan. This method returns when the event loop has replaced the models.
 
         If `prepare` has not loaded a version, `commit` loads this version first, because this process may have started
         after the other processes. Raises `DeviceError` in the same cases as `prepare`. Raises `StartError` if the
@@ -169,7 +169,10 @@ def _refused(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _endpoints_by_path(models: Mapping[str, Versions], default: str | None) -> dict[bytes, Endpoint]:
-    """Map the path of each prediction to the endpoint of its model. A version that is not loaded has no path."""
+    """Return a dict from the path of each prediction to the endpoint of its model.
+
+    A version that is not loaded has no path.
+    """
     endpoints = {}
     for name, model in models.items():
         named: list[tuple[int | str | None, int | None]] = [(None, model.current), *model.labels.items()]

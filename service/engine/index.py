@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from foldserve.service.engine.repository import Model, Repository
 
-# For versions that are not ready: from each state to the name of this state in the protocol.
+# The name of each state in the protocol, for versions that are not ready.
 _STATES = {"refused": "UNAVAILABLE", "loading": "LOADING", "unloaded": "UNAVAILABLE"}
 
 

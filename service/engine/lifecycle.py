@@ -3,7 +3,7 @@
     STARTING -> READY -> DRAINING
         each phase -> LOST, when a device fails or a run hangs; a lost process stays lost, so it must be replaced
 
-Only the phase decides readiness and the exit status.
+Only the phase decides whether the process is ready, and which exit status the process has.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ class Lifecycle:
 
     @property
     def lost(self) -> bool:
-        """Whether a device has failed or a run hangs. After such a failure, only a new process can answer requests."""
+        """Whether a device has failed or a run hangs.
+
+        If a device has failed or a run hangs, only a new process can answer requests.
+        """
         return self.phase is Phase.LOST
 
     def start(self) -> None:

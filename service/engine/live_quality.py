@@ -25,7 +25,8 @@ from foldserve.service.quality.monitor import Snapshot
 log = logging.getLogger("foldserve")
 
 _PATIENCE = 5.0  # the process waits this number of seconds for the answers of all processes
-# One request may have at most this number of labels, or as many labels as rows are remembered for a version.
+# A request may have at most this number of labels. If the server remembers more rows of a version, a request may have
+# one label for each remembered row.
 _MAX_LABELS = 10_000
 
 

@@ -1,6 +1,7 @@
 """Exchanges that write their steps into the record of the request. `LastRun` keeps the times of a batcher's latest run.
 
-If the access log and the traces are off, requests use `Exchange` itself. So requests then take no extra time.
+If the access log and the traces are off, requests use `Exchange` itself. So requests that nobody observes take no extra
+time.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class LastRun:
 
     @property
     def batch(self) -> Batch:
-        """The latest run. Two reads during the same run return equal objects."""
+        """The latest run. If no new run comes between two reads, both reads return equal objects."""
         return Batch(self, self._runs, self._rows)
 
 

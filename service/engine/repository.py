@@ -90,9 +90,9 @@ class Versions:
     """The versions of one model.
 
     by_number: the versions by number, with the newest version first. current: the number of the active version. labels:
-    the version number of each label. notes: remarks about loaded versions, by number. compared: for each number, the
-    measures from the comparison of this version with the previous active version. canary: the share of the requests
-    without a version that the version with the label `canary` answers.
+    the version number of each label. notes: remarks about loaded versions, by version number. compared: the measures
+    from the comparison of a version with the previous active version, by version number. canary: of the requests that
+    name no version, the share that goes to the version with the label `canary`.
     """
 
     by_number: Mapping[int, Model | Unavailable]
@@ -165,7 +165,7 @@ class Repository:
         return None if found is None else found[1]
 
     def set_failure(self, model: Model, reason: str | None) -> None:
-        """Stop serving a model for a reason, or serve the model again if the reason is None.
+        """Stop serving a model because of `reason`, or serve the model again if `reason` is None.
 
         Call this method only on the event loop.
         """
@@ -248,7 +248,7 @@ class Repository:
                 batcher.drain()
 
     def abandon_hung(self) -> None:
-        """Answer the requests of each model whose run hangs with an error."""
+        """If a run of a model hangs, answer all requests of this model with an error."""
         for model in self.running_models():
             for batcher in model.batchers:
                 if batcher.hung:
@@ -266,7 +266,7 @@ class Repository:
         return found.oip if version is not None else self.endpoints.get(f"/v2/models/{name}/infer".encode(), found.oip)
 
     def find(self, name: str | None = None, version: int | str | None = None) -> Model:
-        """Return the model for a request. Without `name`, this is the default model.
+        """Return the model for a request. Without `name`, the result is the default model.
 
         version: a number or a label. Without `version`, the result is the active version. Raises `UnknownModel`, or
         `ModelNotReady` if the version is not ready.

@@ -45,8 +45,8 @@ class SelfCheck:
 
     def _check(self, model: Model) -> None:
         def judge(result: Outputs | RequestError) -> None:
-            # The check itself is a run. Without this line, the model would not count as idle in the next call of
-            # `_look`.
+            # The check itself is a run of the model. Without this line, the model would not count as idle in the next
+            # call of `_look`.
             self._runs[id(model)] = model.batcher.runs
             if isinstance(result, Overloaded):
                 return  # an overloaded model is not idle

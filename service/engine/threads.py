@@ -8,15 +8,15 @@ from __future__ import annotations
 from foldserve.service.machine import cgroup
 from foldserve.service.settings import Settings
 
-# If model.onnx has fewer bytes than this number, a second thread makes a run slower. This number was measured.
+# Measurements show that a second thread makes a run slower if model.onnx has fewer bytes than this number.
 _SMALL_MODEL = 4 * 2**20
 
 
 def threads_per_run(settings: Settings, model_size: int) -> int:
     """Return the number of threads of one run. model_size: the size of model.onnx in bytes.
 
-    The setting `threads` decides if it is given. Otherwise, a small model gets one thread, and a large model gets the
-    worker's share of the processors.
+    If the setting `threads` is given, the function returns this setting. Otherwise, a small model gets one thread, and
+    a large model gets the worker's share of the processors.
     """
     if settings.threads:
         return settings.threads

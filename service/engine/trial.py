@@ -21,7 +21,7 @@ _TIMED_RUNS = 5
 
 
 def compare(old: Model, new: Model, trial: Trial) -> Outcome:
-    """Compare two versions. If the interfaces of the two versions do not allow a swap, the outcome has the reason.
+    """Compare two versions. If the interfaces differ and the trial does not allow this, the outcome has the reason.
 
     Otherwise, the outcome has the changes of the answers, if the trial asks for these changes.
     """

@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 log = logging.getLogger("foldserve")
 
-# The largest number of connections that are accepted in one turn. After this number, the event loop first serves the
-# open connections.
+# The largest number of connections that are accepted in one turn. After this number of connections, the event loop
+# first serves the open connections.
 _MAX_PER_TURN = 64
 # The largest number of connections that one of several workers accepts in one turn. A client often opens all
 # connections of its pool at once and keeps them open. The number is small, so that other workers accept some of these
@@ -51,9 +51,9 @@ class Acceptor:
         self._create_protocol = create_protocol
         self._current_tls = current_tls
         self._max_per_turn = _MAX_PER_TURN_OF_WORKER if shared else _MAX_PER_TURN
-        self._opening: set[asyncio.Task[None]] = set()  # one for each connection that has no protocol yet
+        self._opening: set[asyncio.Task[None]] = set()  # a task for each connection without a protocol yet
         self._retry: asyncio.TimerHandle | None = None
-        self._failing = False  # whether the last `accept` failed, and the log has a line about the failure
+        self._failing = False  # whether the last `accept` failed; the failure is already logged
 
     def start(self) -> None:
         """Begin to accept connections. Call this method only on the event loop."""

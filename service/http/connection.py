@@ -44,8 +44,9 @@ _LINGER_SECONDS = 2
 # request. If the client was active recently, its connection stays open until _ACTIVE_SECONDS after the last activity.
 _LAST_SECONDS, _ACTIVE_SECONDS = 0.1, 1.0
 # libuv reads up to 8 MB from one connection before it reads from another connection. So after a read of this number of
-# bytes, a connection waits for the next turn of the event loop, and large bodies do not delay other requests. If the
-# rest of the body is shorter than this number of bytes, the connection does not wait, because a pause takes time.
+# bytes, a connection waits for the next turn of the event loop. With this pause, large bodies do not delay other
+# requests. If the rest of the body is shorter than this number of bytes, the connection does not wait, because a pause
+# takes time.
 _LONG_READ = 2**17
 # A client may close its side of the connection while it waits for responses. The server then sends responses for at
 # most this number of seconds.
@@ -73,7 +74,7 @@ class Connection(asyncio.Protocol):
         self._create_inner = create_inner
         self._connections = connections
         self._phase = IDLE
-        self._since = 0.0  # when a request began, the connection became idle, or the client stopped reading
+        self._since = 0.0  # the last time a request began, the connection became idle, or the client stopped reading
         self._last = False  # whether the connection reads no more requests, and closes after the last response
         # The received bytes, and the offset of the first byte that is not parsed yet.
         self._unread, self._offset = b"", 0
@@ -294,7 +295,7 @@ class Connection(asyncio.Protocol):
     # --- the inner protocol -------------------------------------------------------------------------------------------
 
     def _forward(self, head: Head) -> None:
-        """Let the inner protocol respond. Raises `InvalidHttp` for a URL without a path."""
+        """Let the inner protocol respond to a request. Raises `InvalidHttp` for a URL without a path."""
         head.check_path()
         self._phase = APP_BODY
         self._inner.begin(head, write_paused=self._write_paused)

@@ -1,6 +1,7 @@
-"""The workers of a supervisor, as the crew of the coordinator. First, every worker prepares a change.
+"""Lets the coordinator change the models of all workers of a supervisor. First, every worker prepares a change.
 
-Then every worker commits the change. This module uses lines and messages. This module does not depend on processes.
+Then every worker commits the change. This module uses the lines to the workers. This module does not depend on
+processes.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from foldserve.service.live.plan import Attempts, Outcomes, Plan
 class Member:
     """One worker.
 
-    replies: the worker's messages `prepared` and `committed`; a None at the end means that the worker is dead. follows:
-    whether the worker serves a plan. A worker that starts later loads its first plan by itself, so no change waits for
-    such a worker.
+    replies: the worker's messages `prepared` and `committed`; None means that the worker is dead. follows: whether the
+    worker serves a plan. A worker that starts later loads its first plan by itself, so no change waits for such a
+    worker.
     """
 
     def __init__(self, line: Line) -> None:

@@ -145,7 +145,7 @@ def _create_door(
         ws="none",
         lifespan="off",
         log_config=None,
-        access_log=False,  # the access log of the observer has the requests
+        access_log=False,  # the observer writes the access log
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=max(1, round(settings.idle_timeout)),

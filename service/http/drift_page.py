@@ -164,8 +164,8 @@ def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], nu
         "<tr>" + "".join(f"<td{right.get(i, '')}>{cell}</td>" for i, cell in enumerate(row)) + "</tr>" for row in rows
     )
     table = f'<table aria-label="{escape(caption)}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    # The caption stands outside the table. Inside, the caption would be as wide as the table, and a phone would not
-    # show its end.
+    # The caption stands outside the table. Inside the table, the caption would be as wide as the table, and a phone
+    # would not show the end of the caption.
     return f'<p class="quiet">{escape(caption)}</p><div class="wide" tabindex="0">{table}</div>'
 
 

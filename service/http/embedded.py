@@ -33,7 +33,7 @@ from foldserve.service.telemetry.trace_context import safe_id
 
 log = logging.getLogger("foldserve")
 
-# The other program makes these decisions itself, so these settings are refused.
+# The server of the other program decides these values, so foldserve refuses these settings.
 FOREIGN_SETTINGS = frozenset(
     {
         *("host", "port", "uds", "grpc_port", "admin_port", "admin_host", "tls_cert", "tls_key", "tls_client_ca"),

@@ -31,10 +31,10 @@ _MAX_CACHED_BYTES = 2048
 class Head:
     """The request line and the headers of a request. Requests share this object, so the object must not be changed.
 
-    raw: the bytes of the head, without an Upgrade header. headers: the values by the name of the header in lower case.
-    If several headers have the same name, the last value counts. content_length: the number of bytes of the body; None
-    if the body is chunked. request_id: the value of X-Request-Id; empty if the header is missing or its value is not
-    safe.
+    raw: the bytes of the head, without an Upgrade header. headers: a mapping from the name of each header, in lower
+    case, to its value. If several headers have the same name, the last value counts. content_length: the number of
+    bytes of the body; None if the body is chunked. request_id: the value of X-Request-Id; empty if the header is
+    missing or its value is not safe.
     """
 
     raw: bytes
@@ -125,8 +125,8 @@ class _Collector:
             method,
             self._url,
             headers,
-            # httptools refuses a Content-Length that is not only digits. httptools also refuses a request with both
-            # Content-Length and Transfer-Encoding.
+            # The parser httptools refuses a Content-Length that is not only digits. It also refuses a Content-Length
+            # together with a Transfer-Encoding.
             None if b"transfer-encoding" in headers else int(headers.get(b"content-length", 0)),
             self._keep_alive and version == "1.1",
             safe_id(headers.get(b"x-request-id", b"")),
@@ -209,8 +209,8 @@ def _check_size(url: bytes, raw: bytes, max_head: int) -> None:
 def end_of_block(before: bytes, data: bytes, start: int) -> int:
     """Find the offset after the first blank line of `data[start:]`.
 
-    Without a blank line, the result is the end of `data`.
-    before: at most three bytes before `start`. The blank line may begin in these bytes.
+    Without a blank line, the result is the end of `data`. before: the last bytes before `start`, at most three. The
+    blank line may begin in `before`.
     """
     if before:
         found = (before + data[start : start + 3]).find(BLANK_LINE)

@@ -2,8 +2,8 @@
 
 While the server is busy, only some predictions have a record. All other predictions get a record only if they fail.
 
-Without an observer, clients get an ordinary `Connection`. So requests then take no extra time. This module does not
-depend on the use of the records.
+Without an observer, clients get an ordinary `Connection`. So requests that nobody observes take no extra time. This
+module does not depend on the use of the records.
 """
 
 from __future__ import annotations

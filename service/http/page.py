@@ -22,7 +22,8 @@ FOLDER = Path(__file__).parent.parent / "web" / "page"
 
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _INDEX = "index.html"
-# A placeholder in the page. The server replaces it with the path of the folder that has the files of the page.
+# A placeholder in the page. The server replaces this placeholder with the path of the folder that has the files of the
+# page.
 _PLACE = b"{{files}}"
 
 

@@ -60,7 +60,7 @@ def run(settings: Settings) -> None:
     with bind(settings) as listeners, _answering_early(settings, listeners) as on_loaded:
 
         def announce(text: str) -> None:
-            # this call is not earlier, because a server that can't start should log only one line
+            # called only now, because a server that can't start should log only one line
             warn_if_open(settings, listeners)
             _print(text)
 
@@ -82,7 +82,7 @@ def _answering_early(settings: Settings, listeners: Listeners) -> Iterator[Calla
     Yields a function that the server must call before it accepts connections. The context manager and the yielded
     function raise `StartError`.
     """
-    tls = load_tls(settings, listeners)  # loaded first, so that an error in a file is reported at once
+    tls = load_tls(settings, listeners)  # loads the certificates first, to report an error in a file at once
     if not settings.early_port:
         yield listeners.listen
         return
@@ -99,7 +99,7 @@ def serve_in_worker(
 ) -> None:
     """Serve in one of several worker processes.
 
-    The supervisor logs that the server has stopped, so a worker does not.
+    The supervisor logs that the server has stopped, so a worker does not log this.
     """
     exit_on_signals(quietly=True)
     _log_to_stderr(settings)
@@ -147,7 +147,7 @@ def _serve(
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that announces itself, checks its connections and stops when a device is lost."""
+    """A uvicorn server that prints its announcement, checks its connections, and stops if a device is lost."""
 
     def __init__(
         self, settings: Settings, doors: Sequence[Door], service: Service, announce: Callable[[], object]
@@ -169,7 +169,7 @@ class _Server(uvicorn.Server):
         self._service.deployment.attach(asyncio.get_running_loop())
         self._service.control.follow()
         SelfCheck(self._service.repository, self._settings.self_check).start()
-        self._rpc = _rpc_server(self._settings, self._service)  # needs the running event loop
+        self._rpc = _rpc_server(self._settings, self._service)  # this needs the running event loop
         if self._rpc is not None:
             await self._rpc.start()
         # All objects that exist now stay until the process ends. `freeze` excludes these objects from later garbage

@@ -32,8 +32,8 @@ _MAX_RETRY = 30
 class StartupResponder:
     """Answers clients of the listeners from `start` to `stop`.
 
-    tls: for each listener its certificates; None without TLS. After each response, the connection closes, so that the
-    client's next request can reach the real server.
+    tls: the certificates of each listener; None for a listener without TLS. After each response, the connection closes,
+    so that the client's next request can reach the real server.
     """
 
     _loop: asyncio.AbstractEventLoop  # from `start` on
@@ -42,7 +42,7 @@ class StartupResponder:
         self._listeners = listeners
         self._tls = tls
         self._since = time.monotonic()
-        self._wanted = asyncio.Event()  # set to stop the responder
+        self._wanted = asyncio.Event()  # this event stops the responder
         self._stopped = threading.Event()
         self._connections: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._run, name="startup", daemon=True)

@@ -81,8 +81,8 @@ def supervise(
     except OSError as error:
         raise StartError(f"several workers need a temporary folder: {error.strerror}") from error
     with counts as folder:
-        # prometheus_client stores the counts of each worker in this folder. prometheus_client reads the environment
-        # variable when it is imported.
+        # The library prometheus_client stores the counts of each worker in this folder. The library reads the
+        # environment variable when it is imported.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         supervisor = _Supervisor(serve, settings, listeners, on_loaded)
         try:

@@ -37,7 +37,8 @@ class Answers:
         self._head = orjson.dumps({"model": manifest.name, "version": manifest.version})[:-1]
         self._decision = Decision.of(manifest)
         self._labels = [orjson.dumps(label) for label in manifest.labels]
-        # For each class: the text before the probabilities in an answer for one row, if this class is predicted.
+        # One text for each class: the start of an answer for one row with this predicted class, up to its
+        # probabilities.
         self._starts = [b'%b,"predictions":[%b],"probabilities":' % (self._head, label) for label in self._labels]
 
     @cached_property
@@ -87,7 +88,8 @@ class Answers:
     def _probabilities(self, outputs: Outputs, options: AnswerOptions) -> bytes:
         """Return the member `probabilities` of the answer.
 
-        Also return `classes` if `probabilities` does not show which classes it has.
+        Also return the member `classes` if the probabilities have no class names and are not in the order of the
+        labels.
         """
         if options is _PLAIN:
             return b'"probabilities":%b' % orjson.dumps(outputs, option=orjson.OPT_SERIALIZE_NUMPY)

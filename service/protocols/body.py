@@ -14,8 +14,9 @@ class BodyMemory:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        # From the `id` of each counted body to its size in bytes. Threads add and remove bodies at any time. Each
-        # operation on a dict is atomic, but adding to a single number is not. Therefore, the sizes are kept in a dict.
+        # A dict from the `id` of each counted body to its size in bytes. Threads add and remove bodies at any time.
+        # Each operation on a dict is atomic, but adding to a number is not atomic. Therefore, the sizes are kept in a
+        # dict instead of a sum.
         self._sizes: dict[int, int] = {}
 
     @property

@@ -1,6 +1,6 @@
 """Handles media types and content encodings: gzip and deflate for requests, gzip for answers.
 
-This module has pure functions of headers and bytes. The functions do not depend on JSON or rows.
+This module has pure functions of headers and bytes. This module does not depend on JSON or rows.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class FriendlyCodec:
         return codec
 
     def _apply(self, options: AnswerOptions, request: DecodedRequest, counted: _Counted, wanted: bytes | None) -> None:
-        """Set the encoder of the answer to the form that the query asks for.
+        """Let the answer have the form that the query asks for.
 
         Raises `InvalidInput` if the client wants an answer that is not JSON.
         """

@@ -29,12 +29,12 @@ SMALL = 2**12
 PIECE_BYTES = 2**16
 # The largest number of bytes before the elements of the array. The same limit applies to the bytes after the elements.
 MAX_AROUND = 2**16
-# The default for the largest number of bytes of one element. A codec may allow more.
+# The default for the largest number of bytes of one element. A codec may allow larger elements.
 MAX_ELEMENT_BYTES = 2**20
 
 _NOT_SPACE = re.compile(rb"[^ \t\n\r]")
-# A JSON string, or a punctuation character of JSON. The quantifiers are possessive, so that no text makes them
-# backtrack.
+# A JSON string, or a punctuation character of JSON. The quantifiers of this pattern are possessive, so that no text can
+# cause backtracking.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}:,]', re.DOTALL)
 # This mark replaces the elements of the long array while the rest of the document is parsed. A client cannot guess the
 # mark.
@@ -43,15 +43,15 @@ _MARK_TEXT = orjson.dumps(_MARK)
 
 _QUOTE, _COMMA, _BACKSLASH = b'",\\'
 _R, _F = b"rf"
-# From each bracket to the change of the nesting depth.
+# The change of the nesting depth at each kind of bracket.
 _STEPS = dict(zip(b"[{]}", (1, 1, -1, -1), strict=True))
 
 
 class Piece(NamedTuple):
     """`body[start:end]` is one or more whole elements of the array, with the commas between them.
 
-    elements: the number of elements that are arrays or objects, or the number of all elements if no element is an array
-    or object. brackets: the number of brackets and braces outside strings.
+    elements: the number of arrays and objects among the elements. If no element is an array or object, `elements` is
+    the number of all elements. brackets: the number of brackets and braces outside strings.
     """
 
     start: int
@@ -142,8 +142,9 @@ def cut(body: bytes | bytearray, array: LongArray) -> CutDocument:
     """Cut an array out of a document.
 
     This function does not parse the pieces. The body is valid JSON if `is_cut` finds the array and `parse_piece`
-    accepts every piece. If both are true, the pieces hold the elements of this array. The mark in `around` proves that
-    JSON allows an array at this place, and JSON allows any elements with commas between them in an array.
+    accepts every piece. In this case, the pieces hold the elements of the array that `is_cut` has found. The mark in
+    `around` proves that JSON allows an array at this place. In an array, JSON allows any elements with commas between
+    them.
 
     Raises `InvalidInput` if a long array is not closed, has too many elements, or has an element that is too large.
     Also raises `InvalidInput` if the document around the array is too large or is not JSON.
@@ -174,7 +175,7 @@ def cut(body: bytes | bytearray, array: LongArray) -> CutDocument:
 
 
 def _parse_around(body: bytes | bytearray, start: int, stop: int, end: int) -> Any:
-    """Parse the document without its elements, `body[start:stop]`."""
+    """Parse the document with a mark in place of the elements, `body[start:stop]`."""
     if end - stop > MAX_AROUND:
         raise InvalidInput(f"the JSON has more than {MAX_AROUND} bytes after its rows")
     try:
@@ -226,7 +227,7 @@ def _name(text: bytes) -> str:
 
 
 def _next_piece(body: bytes | bytearray, start: int, end: int, array: LongArray) -> tuple[Piece | None, int]:
-    """Return the piece that begins at `start`, and the place of the comma or of the `]` after it.
+    """Return the piece that begins at `start`, and the place of the comma or of the `]` after the piece.
 
     The piece is None if its first element is too large. Raises `InvalidInput` if the array is not closed.
     """
@@ -295,7 +296,10 @@ def _quotes(text: npt.NDArray[np.uint8]) -> npt.NDArray[np.intp]:
 
 
 def _inside(quotes: npt.NDArray[np.intp], places: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
-    """Mark the places inside a string. A place is inside a string if an odd number of quotes comes before the place."""
+    """Return a bool array that is True for each place inside a string.
+
+    A place is inside a string if an odd number of quotes comes before the place.
+    """
     inside: npt.NDArray[np.bool_] = np.searchsorted(quotes, places) % 2 == 1
     return inside
 

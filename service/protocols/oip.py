@@ -61,10 +61,11 @@ _MAX_COLUMN_BYTES = 4 * 2**20
 # The largest number of JSON values that one tensor may have besides its data, such as the name and the shape.
 _MAX_MEMBERS = 32
 
-# The largest number of digits of a length. Python needs much time to convert thousands of digits to an int.
+# The largest number of digits in Inference-Header-Content-Length. Python needs much time to convert thousands of digits
+# to an int.
 _MAX_DIGITS = 18
-# A codec remembers the JSON texts before binary rows: at most this number of texts, and only texts of at most this
-# number of bytes.
+# A codec remembers at most `_MAX_KNOWN` JSON texts that come before binary rows. Only texts of at most
+# `_MAX_KNOWN_BYTES` bytes are remembered.
 _MAX_KNOWN, _MAX_KNOWN_BYTES = 256, 2048
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")

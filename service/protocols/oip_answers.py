@@ -33,7 +33,7 @@ _FLOAT = np.dtype("<f4")
 class _Wanted(NamedTuple):
     """One tensor of the answer.
 
-    classes: the number of best classes that replace the outputs; 0 if the tensor has the outputs.
+    classes: the number of best classes that the tensor has for each row; 0 if the tensor has the outputs of the model.
     """
 
     name: str

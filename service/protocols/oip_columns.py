@@ -47,8 +47,8 @@ class ColumnTensors:
     def read(self, tensors: Iterable[Any], content: memoryview | None) -> tuple[Rows, Counter[tuple[Unusual, str]]]:
         """Read the tensors of a request, in any order, as float32 [rows, features].
 
-        content: the bytes after the JSON; None if no header gives the length of the JSON. Also returns, for each
-        ignored column and each constant that the request leaves out, the number of rows. Raises `InvalidInput`.
+        content: the bytes after the JSON; None if no header gives the length of the JSON. Also returns the number of
+        rows for each ignored column, and for each constant that the request leaves out. Raises `InvalidInput`.
         """
         table = _Table(self)
         for tensor in tensors:  # a large request yields one tensor at a time, to save memory
@@ -63,7 +63,7 @@ class _Table:
         self._model = model
         self._count = 0  # rows
         self._read: dict[str, Rows | None] = {}  # a value is None if the bytes of its column come after the JSON
-        self._binary: list[tuple[str, str, Any]] = []  # name, datatype and size of each tensor, in byte order
+        self._binary: list[tuple[str, str, Any]] = []  # name, datatype and size of each binary tensor
 
     def add(self, tensor: Any) -> None:
         """Read one tensor. If the tensor is binary, `finish` reads its bytes later."""

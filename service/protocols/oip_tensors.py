@@ -54,7 +54,7 @@ class InputTensor:
         return int(shape[0])
 
     def check_datatype(self, datatype: Any) -> str:
-        """Return the datatype. Raises `InvalidInput` if the protocol has no such numeric datatype."""
+        """Return the datatype. Raises `InvalidInput` if the datatype is not a numeric datatype of the protocol."""
         if type(datatype) is not str or datatype not in DTYPES:
             raise InvalidInput(f"the datatype of {self._name!r} is not numeric")
         return datatype

@@ -40,7 +40,10 @@ class Ranges:
         ]
 
     def count(self, rows: Rows) -> Counts | None:
-        """Count the values outside their ranges. Return None if no value is outside. rows: float32 [rows, features]."""
+        """Count the values outside their ranges. Return None if no value is outside its range.
+
+        rows: float32 [rows, features].
+        """
         total = np.zeros(len(self._features), np.int64)
         for _, outside in self._steps(rows):
             total += self._count_columns(outside)

@@ -1,4 +1,4 @@
-"""A decoded request. Every codec returns this type. This module does not depend on protocols or batchers."""
+"""A decoded request. Every codec returns a `DecodedRequest`. This module does not depend on protocols or batchers."""
 
 from __future__ import annotations
 

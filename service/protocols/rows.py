@@ -62,7 +62,7 @@ class Columns:
     def are_plain(self) -> bool:
         """Whether the model gets each JSON number unchanged.
 
-        This is true if no column has codes or times, and no number means a missing value.
+        The result is true if no column has codes or times, and no number means a missing value.
         """
         return not self.coded and not self._times and not self._missing_numbers
 
@@ -73,7 +73,7 @@ class Columns:
         each text in the same way as training read the texts of the table. first_row: the index of the first row in the
         request. booleans: whether a value may be true or false. Raises `InvalidInput`.
         """
-        if len(values) == self.width:  # most requests have one row, and this way is faster than slices
+        if len(values) == self.width:  # most requests have one row, and then this is faster than slices
             for column in self._converted:
                 values[column.place] = column.code(values[column.place], first_row)
         else:
@@ -158,8 +158,8 @@ class Columns:
     def _packed(self, values: list[Any]) -> Rows | None:
         """Convert a small number of values to float32 [rows, features].
 
-        Returns None in three cases: `values` has many values; a value is too large for float32; a value is neither a
-        number nor a boolean.
+        Returns None in three cases: there are more than `_SMALL_COUNT` values; a value is too large for float32; a
+        value is neither a number nor a boolean.
         """
         if len(values) > _SMALL_COUNT:
             return None

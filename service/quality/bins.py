@@ -50,8 +50,8 @@ class FeatureBins:
         places = np.empty(columns.shape, np.intp)
         for place, edges, column in zip(places, self._edges, columns, strict=True):
             place[:] = edges.searchsorted(column, side="right")
-        # NumPy sorts NaN after all numbers, so `searchsorted` puts NaN into the bin above the last edge. The next bin
-        # after that bin is the bin for missing values.
+        # NumPy sorts NaN after all numbers, so `searchsorted` puts NaN into the bin above the last edge. The bin for
+        # missing values comes directly after the bin above the last edge.
         places += np.isnan(columns)
         places += self._starts[:, None]
         return np.bincount(places.ravel(), minlength=self.size)

@@ -20,8 +20,8 @@ from foldserve.service.quality.tally import Sum
 
 # With fewer labels than this number, the quality is not judged.
 LEAST_LABELS = 100
-# The states of a model, the most serious state first. A model has the first state in this order that one of its
-# features has.
+# The states of a model, the most serious state first. The state of a model is the first state in this list that any of
+# its features has.
 _ORDER: tuple[State, ...] = (
     *("drift", "moderate drift", "too few rows", "too few training rows", "stable", "no training histogram"),
 )
@@ -75,7 +75,7 @@ class PredictionDrift(BaseModel):
 
 
 class Quality(BaseModel):
-    """The quality of predictions whose labels became known later, with the metrics of the manifest.
+    """The quality of the predictions whose labels are known, and the metrics in the manifest.
 
     `accuracy_interval`: the 95% confidence interval of the live accuracy (Wilson, 1927).
     """

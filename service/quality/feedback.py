@@ -56,9 +56,9 @@ class FeedbackAnswer(BaseModel):
     """The outcome of a request with labels.
 
     `accepted`: the number of labels that count. `unknown`: entries whose request is not remembered: the id is wrong or
-    too old, or no request of this model had this id. `mismatched`: entries whose number of labels is not the number of
-    rows, or entries with a label that this version of the model does not have. `repeated`: entries with a label for a
-    row that already has a label; the first label counts.
+    too old, or no request of this model had this id. `mismatched`: entries that do not have one label for each row, or
+    that have a label that this version of the model does not have. `repeated`: entries with a label for a row that
+    already has a label; the first label counts.
     """
 
     accepted: int
@@ -69,7 +69,7 @@ class FeedbackAnswer(BaseModel):
 
 @dataclass(frozen=True)
 class LabelReader:
-    """Reads the labels of one model.
+    """Turns the labels of one model into numbers.
 
     In a classification, a label becomes the index of its class. In a regression, a label becomes a float.
     """
@@ -78,7 +78,7 @@ class LabelReader:
 
     @cached_property
     def _places(self) -> dict[tuple[bool, Label], int]:
-        """The index of each label. For Python, true equals 1.
+        """The index of each label. In Python, True equals 1.
 
         So each key of this dict also says whether the label is a boolean.
         """

@@ -34,9 +34,9 @@ class Prediction:
 class _Block:
     """The predictions that one call of `tick` stores.
 
-    first: the number of rows before this block, since the start. indexed: whether `Predictions` can find the ids. Most
-    servers get few labels, so the rest is computed only for a search. The garbage collector does not visit a tuple of
-    bytes.
+    first: the number of rows that were stored before this block. indexed: whether the index of `Predictions` contains
+    this block. Most servers get few labels, so ranges and arrays are computed only for a search. The ids are a tuple of
+    bytes, because the garbage collector does not visit such a tuple.
     """
 
     def __init__(self, first: int, ids: Sequence[bytes], outputs: Sequence[Outputs]) -> None:
@@ -44,12 +44,13 @@ class _Block:
         self.ids = tuple(ids)
         self.indexed = False
         self._lengths = tuple(map(len, outputs))
-        # This is much faster than `numpy.concatenate`. NumPy's types do not say that an array is a buffer.
+        # `bytes.join` is much faster than `numpy.concatenate`. The type hints of NumPy do not say that an array is a
+        # buffer.
         self._content = b"".join(outputs)  # type: ignore[arg-type]
         self.end = first + sum(self._lengths)
 
     def find(self, request_id: bytes) -> tuple[int, Outputs]:
-        """Return the number of rows before one request, and its outputs."""
+        """Return the outputs of one request, and the number of rows that were stored before these outputs."""
         start, stop = self._ranges[request_id]
         return self.first + start, self._outputs[start:stop]
 
@@ -73,9 +74,9 @@ class Predictions:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._rows = 0  # the number of rows since the start
+        self._rows = 0  # the number of rows that were stored since the start
         self._blocks: deque[_Block] = deque()  # the oldest block comes first
-        self._block_of: dict[bytes, _Block] = {}  # the blocks that are indexed
+        self._block_of: dict[bytes, _Block] = {}  # the index: from each id to its block
         self._labelled: dict[bytes, Prediction] = {}  # the predictions for which labels have arrived
         self._waiting_ids: list[bytes] = []
         self._waiting_outputs: list[Outputs] = []
@@ -127,7 +128,7 @@ class Predictions:
         return found
 
     def _index(self) -> None:
-        """Index the blocks that are new since the last search."""
+        """Add all blocks that were stored since the last search to the index."""
         new = list(takewhile(lambda block: not block.indexed, reversed(self._blocks)))
         for block in reversed(new):
             block.indexed = True

@@ -1,4 +1,4 @@
-"""Counts about one model. The counts are one array, so that the counts of several processes can be added.
+"""Keeps the counts for one model. The counts are one array, so that the counts of several processes can be added.
 
 A window keeps the counts of the last hours in a constant amount of memory. This module does not depend on rows or
 labels.
@@ -48,7 +48,7 @@ SUMS = len(Sum)
 
 
 class Window:
-    """The sums of the counts of the last hours. Any thread may call the methods of a window.
+    """The sums of all counts of the last hours. Any thread may call the methods of a window.
 
     size: the length of the arrays that are added. seconds: the length of the window. clock: a monotonic clock.
     """

@@ -1,8 +1,9 @@
 """Runs a model on CUDA. Each batch is padded to one of a few sizes, and each size has a captured CUDA graph.
 
-This module owns a session and a stream, and recovers from failures. The module `cuda_buffers` has the code of the runs.
-This module does not depend on bundles. A graph contains the copies and the kernels of a run. So each run needs only one
-launch and one wait. A batch that is larger than every graph runs without a graph, kernel by kernel.
+This module owns a session and a stream, and recovers from failures. The module `cuda_buffers` has the code that runs a
+batch. This module does not depend on bundles. A CUDA graph contains the copies and the kernels of a run. So a run with
+a graph needs only one launch and one wait. A batch that is larger than every graph runs without a graph, kernel by
+kernel.
 
 ONNX Runtime could capture and replay its kernels itself. This module itself captures the kernels, for three reasons.
 ONNX Runtime keeps its graphs per thread. A replay by ONNX Runtime needs a whole call of ONNX Runtime, and ONNX
@@ -47,9 +48,9 @@ _LOST = re.compile(r"CUDA (failure \d+|error \w+)|CUBLAS failure", re.IGNORECASE
 class CudaRunner:
     """A session on CUDA, for any number of threads. Runs of several threads happen one after another.
 
-    shortcuts: the shortcuts for which `model` is prepared.
-    connect: creates the stream. open_session: creates the session. Tests pass other functions to simulate CUDA's
-    failures. Raises `DeviceError` when CUDA is not available, or has no room for the model and the buffers.
+    shortcuts: the shortcuts for which `model` is prepared. connect: a function that creates the stream. open_session: a
+    function that creates the session. Tests pass other functions to simulate failures of CUDA. Raises `DeviceError`
+    when CUDA is not available, or has no room for the model and the buffers.
     """
 
     def __init__(
@@ -122,8 +123,9 @@ class CudaRunner:
         if self._large is not None:
             self._large.stop()
         if not self._stream.works():
-            # Some destructors of ONNX Runtime abort the process if the device reports an error. So one more reference
-            # keeps the session until the process ends. When the process ends, the operating system frees the memory.
+            # Some destructors of ONNX Runtime abort the process if the device reports an error. So one extra reference
+            # keeps the session alive until the process ends. When the process ends, the operating system frees the
+            # memory.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
             return
         self._graphs, self._large, self._session = [], None, None  # free these objects before the memory that they use
@@ -175,7 +177,7 @@ class CudaRunner:
 
 
 class CudaFailure(Exception):  # noqa: N818 (only ever a cause)
-    """The text of an error of ONNX Runtime or CUDA.
+    """An exception with the text of an error of ONNX Runtime or CUDA.
 
     This exception has no traceback, because a traceback would hold the session.
     """

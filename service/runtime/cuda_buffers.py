@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 # The capture of a CUDA graph may not allocate memory. The first run allocates memory for each tensor. ONNX Runtime then
-# plans one block of memory for all tensors. The second run allocates this block.
+# plans one block of memory for all tensors. The second run allocates this block of memory.
 _RUNS_BEFORE_CAPTURE = 2
 # A kernel writes outputs of at most this number of bytes directly to the host. For larger outputs, a copy after the run
 # is faster.
 _MOST_WRITTEN = 2**14
 _SLOTS = 2  # the GPU computes one piece while the host copies the next piece
-# The bus to the GPU is about five times as fast as a copy by one thread.
+# A copy over the bus to the GPU is about five times as fast as a copy by one thread in memory.
 _FILLING_THREADS = 4
 _LEAST_PER_THREAD = 2**20  # for fewer bytes, the start of a second thread takes longer than the copy
 
@@ -52,7 +52,7 @@ class BoundBuffers:
         if shortcuts.ones:
             self._rows.host[:, self.columns :] = 0
             self._rows.host[:, self.columns] = 1
-        self._bound: tuple[int, Any] | None = None  # the number of rows, and ONNX Runtime's binding for it
+        self._bound: tuple[int, Any] | None = None  # a number of rows, and ONNX Runtime's binding for this number
         self._replay: Callable[[], None] | None = None
         self._options = run_options()
         # The copy of the outputs follows on the same stream, so the run need not wait for the device. The capture of a
@@ -111,7 +111,7 @@ class BoundBuffers:
     def free(self) -> None:
         """Free the buffers. Call this method only if no CUDA graph uses the buffers.
 
-        The stream frees all other buffers when it is closed.
+        When the stream is closed, it frees all buffers that were not freed before.
         """
         self._bound = None
         self._stream.free(self._rows)
@@ -122,8 +122,8 @@ class BoundBuffers:
         written = self._shortcuts.host_outputs and self._outputs.bytes(count) <= _MOST_WRITTEN
         if self._bound is None or self._bound[0] != count:
             binding = self._session.io_binding()
-            # CUDA's kernels can write to page-locked memory of the host. This memory has the same address on the device
-            # and on the host.
+            # CUDA's kernels can write to page-locked memory of the host. Page-locked memory has the same address on the
+            # device and on the host.
             target = self._outputs.host_address if written else self._outputs.device
             for bind, tensor, buffer, address in (
                 (binding.bind_input, self._input, self._rows, self._rows.device),
@@ -172,7 +172,7 @@ class LargeBatches:
         return outputs
 
     def free(self) -> None:
-        """Free the buffers. The stream frees its events when the stream is closed."""
+        """Free the buffers. The stream frees its events only when the stream is closed."""
         for slot in self._slots:
             slot.free()
         self.stop()

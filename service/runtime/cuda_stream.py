@@ -136,7 +136,7 @@ class Stream(Protocol):
         """Record the work that `add_work` adds to the stream.
 
         Return a function that adds the recorded work to the stream again. The device does not do the work while the
-        work is recorded. The returned function may be called on any thread, until `close`.
+        work is recorded. Any thread may call the returned function, until `close` is called.
         """
 
     def wait(self) -> None:
@@ -234,8 +234,8 @@ class CudaStream:
         """Record the work that `add_work` adds to the stream.
 
         Return a function that adds the recorded work to the stream again. The device does not do the work while the
-        work is recorded. The returned function may be called on any thread, until `close`. Raises the exception of
-        `add_work`, for example because it has allocated memory. Raises `CaptureError` if the work calls a function on
+        work is recorded. Any thread may call the returned function, until `close` is called. Raises any exception of
+        `add_work`, for example if `add_work` allocates memory. Raises `CaptureError` if the work calls a function on
         the host. ONNX Runtime frees memory with functions on the host, so only the first launch may call these
         functions.
         """

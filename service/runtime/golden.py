@@ -1,4 +1,4 @@
-"""The checks that a bundle's model passes before it serves: its graph, its interface and its golden outputs.
+"""Checks the model of a bundle before the server uses the model: its graph, its interface and its golden outputs.
 
 This module uses a bundle, an open session, and a run function. This module does not depend on devices.
 """

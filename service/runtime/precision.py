@@ -1,9 +1,9 @@
 """Converts a graph to matrix products in fp16 or bf16, and widens the tolerance of the golden outputs.
 
 This module uses a parsed graph and a tolerance. This module does not use sessions. TF32 needs no conversion: it is an
-option of the CUDA provider. This module does not use the converter of ONNX Runtime, for three reasons. The converter
-has no bf16. The converter clips weights that overflow, instead of refusing such weights. The converted graph is not
-sorted topologically, so `onnx.checker` refuses this graph.
+option of the CUDA provider. This module does not use the converter of ONNX Runtime, for three reasons. ONNX Runtime's
+converter does not support bf16. ONNX Runtime's converter clips weights that overflow, instead of refusing these
+weights. The graph from ONNX Runtime's converter is not sorted topologically, so `onnx.checker` refuses the graph.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class _Converter:
         return self._narrow[name]
 
     def _rounded(self, tensor: onnx.TensorProto) -> str:
-        if tensor.data_type != TensorProto.FLOAT:  # an integer constant: the sizes of a Split
+        if tensor.data_type != TensorProto.FLOAT:  # an integer constant, such as the sizes of a Split
             return tensor.name
         with np.errstate(over="ignore"):
             values = numpy_helper.to_array(tensor).astype(helper.tensor_dtype_to_np_dtype(self._type))

@@ -47,8 +47,8 @@ class Options:
     CPU. precision: the precision of the matrix products on CUDA. buckets: the batch sizes that are captured as CUDA
     graphs, in ascending order; empty for no graphs. crossover: if `auto` has chosen CUDA, batches with fewer rows than
     this number run on the CPU. gpu_memory: the largest number of bytes in the arena of each model on the device; None
-    for no limit. The arena has the model's weights and intermediate tensors. max_batch: the largest batch that the
-    caller usually runs. A larger batch runs too, but may run more slowly.
+    for no limit. The arena has the model's weights and intermediate tensors. max_batch: the largest number of rows that
+    the caller usually runs in one batch. A larger batch runs too, but may run more slowly.
     """
 
     device: Device = "auto"
@@ -139,7 +139,8 @@ def cuda_options(options: Options, stream: int | None = None) -> dict[str, str]:
         "use_tf32": str(int(options.precision == "tf32")),
         # `CudaRunner` captures the CUDA graphs, so ONNX Runtime must not capture them.
         "enable_cuda_graph": "0",
-        # A folded graph needs no cuDNN. An installed cuDNN would be loaded, and would take time and memory.
+        # A folded graph needs no cuDNN. If cuDNN were enabled, ONNX Runtime would load an installed cuDNN, which takes
+        # time and memory.
         "enable_cudnn": "0",
         # By default, the arena doubles its memory. This growth is too large for a device that other processes share.
         "arena_extend_strategy": "kSameAsRequested",
@@ -174,14 +175,15 @@ def require_provider(provider: str) -> None:
         raise DeviceError(_WITHOUT_CUDA)
     if provider == CUDA:
         # foldserve[gpu] installs the CUDA libraries in site-packages, which the loader does not search.
-        with contextlib.redirect_stdout(io.StringIO()):  # `preload_dlls` prints errors, which the session raises again
+        with contextlib.redirect_stdout(io.StringIO()):  # `preload_dlls` prints errors that the session raises later
             ort.preload_dlls(cudnn=False)
 
 
 def run_options() -> Any:
     """Create the options of a run. With these options, ONNX Runtime captures no CUDA graph in a run."""
     options = ort.RunOptions()
-    # The CPU needs this entry too: without it, ONNX Runtime throws and catches a C++ exception in each run.
+    # A session on the CPU needs this entry too. Without this entry, ONNX Runtime throws and catches a C++ exception in
+    # each run.
     options.add_run_config_entry("gpu_graph_id", "-1")
     return options
 

@@ -16,8 +16,8 @@ from onnx import numpy_helper
 
 from foldserve.service.runtime.session import Options
 
-# The kernels of these operators write each output once, and never read the output. A Gemm may add to its output, so the
-# output of a Gemm must be in the memory of the device.
+# The kernels of these operators write each output once, and never read the output. A Gemm may read its output to add to
+# it, so the output of a Gemm must be in the memory of the device.
 _WRITE_ONLY = {"Softmax", "Sigmoid"}
 # Biases become rows of the weights only in a model of at most this number of bytes. In a larger model, the added column
 # takes more time than the kernel that adds a bias. For example, cuBLAS needs one more tile for 1,025 columns than for
@@ -35,8 +35,8 @@ class Shortcuts:
 
     ones: the number of columns that are added after the features. The first added column contains ones, and the other
     added columns contain zeros. host_outputs: whether the last kernel writes the outputs to page-locked memory, so that
-    no copy is needed. piece: the number of rows of a piece; 0 if batches are not cut. A batch with more than `piece`
-    rows runs in pieces. Each piece is copied to the device while the piece before it is computed.
+    no copy is needed. piece: the number of rows of a piece; 0 if batches are not cut into pieces. A batch with more
+    than `piece` rows runs in pieces. Each piece is copied to the device while the device computes the previous piece.
     """
 
     ones: int = 0
@@ -75,7 +75,7 @@ class _Biases:
 
     ONNX Runtime runs a Gemm with a bias as two kernels. The first kernel writes the bias to each row, and the second
     kernel adds the products. Each Gemm needs a column of ones in its input, so the Gemm before it computes one more
-    output. A Relu does not change the value 1.
+    output. A Relu between two Gemms keeps the column of ones, because a Relu does not change the value 1.
     """
 
     def __init__(self, graph: onnx.GraphProto) -> None:

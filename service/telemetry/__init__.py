@@ -1,4 +1,4 @@
-"""Observes requests, with the access log and OpenTelemetry. Also defines the format of all logs.
+"""Observes requests, with the access log and OpenTelemetry. This package also defines the format of all logs.
 
 This package does not depend on sockets or models.
 """

@@ -1,4 +1,4 @@
-"""The access log, which has one line for each request. Many lines are written at once.
+"""The access log, which has one line for each request. The access log writes many lines at once.
 
 While the server is busy, only some successful requests get a line. The next line gives the number of requests without a
 line. Each request that fails gets a line.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 class RateLimit:
-    """Allows a burst of at most `burst` events, and after the burst `rate` events per second, evenly spread.
+    """Allows a burst of at most `burst` events. After a burst, allows `rate` events per second, evenly spread.
 
     next: the earliest time at which the next event may happen.
     """
@@ -28,5 +28,5 @@ class RateLimit:
         return True
 
     def give_back(self, share: float) -> None:
-        """Count the last event only as `1 - share` of an event."""
+        """Give back a share of the last event, so that the event counts only as `1 - share` of an event."""
         self.next -= self._interval * share

@@ -52,10 +52,10 @@ def _make_ids() -> Iterator[Iterator[bytes]]:
 class Record:
     """One request and its response.
 
-    All times come from `time.monotonic`. A time is None if the request has not reached this step.
+    All times come from `time.monotonic`. The time of a step is None if the request has not reached the step.
 
-    request_id: the identifier from X-Request-Id, or a new identifier. body_id: the `id` in the body of the Open
-    Inference Protocol. method, url: the text `-` if the request can't be read. client: the address of the client.
+    request_id: the identifier from X-Request-Id, or a new identifier. body_id: the `id` in the body of a request of the
+    Open Inference Protocol. method, url: the text `-` if the request can't be read. client: the address of the client.
     secure: whether the connection uses TLS. model, version, protocol: empty if the request did not reach a model.
     began: the time when the whole request had arrived. If the app itself reads the body, `began` is the time when the
     head had arrived. decoding, decoded: the times when the decoding began and ended. ran_from, ran_to: the times when

@@ -29,8 +29,8 @@ def safe_id(value: bytes) -> bytes:
 class Parent:
     """The span of the client that sent a request.
 
-    flags: the flags in traceparent; the lowest bit is 1 if the client records the trace. state: the value of the header
-    tracestate.
+    flags: the flags in traceparent; the lowest bit is 1 if the client records the trace. state: the values of the
+    header tracestate.
     """
 
     trace_id: int

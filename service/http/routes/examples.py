@@ -21,7 +21,7 @@ _MAX_MODELS = 50
 # If a model has more features than this number, the document does not describe each feature, and the examples contain
 # no feature names.
 _MAX_DESCRIBED = 256
-# This bound is the largest float32 plus half of the distance between two neighbours of this size. A number below this
+# This bound is the largest float32 plus half of the step between two float32 numbers of this size. A number below this
 # bound is rounded to a finite float32.
 _OVERFLOW = float(2**128 - 2**103)
 _JSON_TYPES = {str: "string", bool: "boolean", int: "number", float: "number"}
@@ -63,7 +63,8 @@ def _describe_parameters(document: dict[str, Any], names: list[str], version: in
     for path, operations in document["paths"].items():
         for operation in operations.values():
             for parameter in operation.get("parameters", ()):
-                if parameter["in"] != "path" or path.startswith("/v2/repository"):  # any model is allowed there
+                # A path of /v2/repository also accepts models that are not loaded.
+                if parameter["in"] != "path" or path.startswith("/v2/repository"):
                     continue
                 if parameter["name"] == "model":
                     parameter["schema"]["enum"] = names
@@ -119,7 +120,7 @@ def _instances_schema(document: dict[str, Any], models: list[Model]) -> dict[str
 
 def _value_schema(feature: Feature) -> dict[str, Any]:
     """Describe the values of one feature."""
-    if feature.reading is not None:  # the feature also accepts texts
+    if feature.reading is not None:  # a feature with a `Reading` also accepts texts
         return {"type": ["number", "string", "boolean", "null"]}
     kinds = (
         {"boolean"} if feature.kind == "boolean" else {_JSON_TYPES[type(value)] for value in feature.categories or (0,)}

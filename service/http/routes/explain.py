@@ -36,7 +36,7 @@ class Explanation(BaseModel):
 class Explanations(BaseModel):
     """The response of :explain.
 
-    The contributions are exact if `method` is `affine`; otherwise they are integrated gradients.
+    The contributions are exact if `method` is `affine`; otherwise, the contributions are integrated gradients.
     """
 
     model: str

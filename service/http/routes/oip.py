@@ -109,9 +109,7 @@ def _add_models(routes: APIRouter, repository: Repository) -> None:
     refused = error_responses(errors.UnknownModel, errors.ModelNotReady)
 
     def add(path: str, summary: str, describe: Callable[[Model], dict[str, Any]]) -> None:
-        """Add two GET routes with the ending `path`: one for the active version of a model, and one for a given
-        version.
-        """
+        """Add two GET routes that end with `path`: for the active version of a model, and for a given version."""
 
         @routes.get("/v2/models/{model:name}" + path, tags=["models"], summary=summary, responses=refused)
         @requires(Scope.PREDICT)
