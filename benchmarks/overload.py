@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class Figures:
 
     peak_s: the processor time of the server in the round `peak`, in seconds.
     overload_s: the processor time of the server in the round `overload`, in seconds.
+    driver_s: the processor time of this program in the round `overload`, in seconds.
     """
 
     peak: Outcome
@@ -42,6 +44,7 @@ class Figures:
     recovery: Outcome
     peak_s: float
     overload_s: float
+    driver_s: float
     broken: int
 
 
@@ -73,13 +76,13 @@ def _measure(chosen: argparse.Namespace, server: Server) -> Figures:
         return load.open_loop(request, seconds, rate * factor, poisson=not chosen.constant, seed=chosen.seed)
 
     unloaded = offer(chosen.peak_seconds, _UNLOADED)
-    before = _processor_seconds(server.process)
+    before, driver_before = _processor_seconds(server.process), time.process_time()
     overload = offer(chosen.seconds, chosen.factor)
-    overload_s = _processor_seconds(server.process) - before
+    overload_s, driver_s = _processor_seconds(server.process) - before, time.process_time() - driver_before
     recovery = offer(_RECOVERY_SECONDS, _UNLOADED)
     broken = load.broken
     load.close()
-    return Figures(peak, unloaded, overload, recovery, peak_s, overload_s, broken)
+    return Figures(peak, unloaded, overload, recovery, peak_s, overload_s, driver_s, broken)
 
 
 def _request(rows: int, headers: list[str]) -> bytes:
@@ -109,9 +112,11 @@ def _table(chosen: argparse.Namespace, figures: Figures) -> str:
         ("accepted p50 / p99, ms", _pair(overload, 200), f"p99 at most {2 * unloaded_p99:.2f} and one batch"),
         ("503, share", f"{overload.count(503) / total:.1%}", ""),
         ("time to 503, p50 / p99, ms", _pair(overload, 503), "at most 50"),
+        ("the same after the request was sent, ms", _pair_after_sending(overload, 503), ""),
         ("Retry-After, least and most", _retry_after(overload), ""),
         ("goodput, requests/s", f"{goodput:,.0f} ({goodput / peak:.1%} of the peak)", "at least 85%"),
         ("the same per second of the server's processor", _per_processor_second(figures), "at least 85%"),
+        ("processor of the server / of the driver, of a core", _shares(figures), "100% / less"),
         ("recovery, s", f"{_recovery(figures.recovery, 2 * unloaded_p99):.2f}", "at most 2"),
         ("other responses / broken connections", f"{_others(overload)} / {figures.broken}", "0 / 0"),
     ]
@@ -127,6 +132,22 @@ def _percentile(outcome: Outcome, status: int, percent: float) -> float:
 
 def _pair(outcome: Outcome, status: int) -> str:
     return f"{_percentile(outcome, status, 50):.2f} / {_percentile(outcome, status, 99):.2f}"
+
+
+def _pair_after_sending(outcome: Outcome, status: int) -> str:
+    """Return percentiles without the time that the driver was late."""
+    found = (np.array(outcome.answered) - np.array(outcome.sent))[np.array(outcome.status, int) == status] * 1e3
+    return f"{np.percentile(found, 50):.2f} / {np.percentile(found, 99):.2f}" if len(found) else "-"
+
+
+def _shares(figures: Figures) -> str:
+    """Compare the processor time during the overload with its duration.
+
+    If the server got much less than a whole core, other programs had the rest. Then the goodput per second says little.
+    If the driver needed a whole core, it read the responses late.
+    """
+    seconds = figures.overload.span()
+    return f"{figures.overload_s / seconds:.0%} / {figures.driver_s / seconds:.0%}"
 
 
 def _retry_after(outcome: Outcome) -> str:
