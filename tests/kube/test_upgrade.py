@@ -143,7 +143,7 @@ def load() -> Iterator[list[str]]:
             cluster.stopped.set()
             for client in clients:
                 client.join()
-            proxy.terminate()  # this ends the response that the follower thread reads
+            proxy.terminate()  # the end of the proxy ends the response that `follower` reads
             follower.join()
 
 

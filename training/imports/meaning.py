@@ -40,7 +40,9 @@ def interpret(
     outputs: Outputs = "",
     names: tuple[str, ...] = (),
 ) -> Imported:
-    """Return the imported model whose last value is `value`. The reference of this model is the network before folding.
+    """Return the imported model whose last value is `value`.
+
+    The reference of the returned model is the network before folding.
 
     framework: the name and the version of the framework. file, checksum: the name and the hash of the file. If
     `checksum` is empty, the hash of the weights replaces it. The functions `finish` and `_numeric_columns` describe the

@@ -1,4 +1,4 @@
-"""The rules that change the structure of an imported graph. After these rules, more affine steps are next to a Dense.
+"""The rules that change the structure of an imported graph. The rules move more affine steps next to a Dense.
 
 The rules join selections of columns, nested Concat and Add layers, branches of an ensemble, and functions that
 exporters write as several operators. A rule gets a graph and one of its nodes. A rule returns True if it has changed
@@ -139,8 +139,8 @@ def join_one_hots(graph: Graph, node: Node) -> bool:
 def add_dense_branches(graph: Graph, node: Node) -> bool:
     """Turn a sum of Dense layers into one Dense.
 
-    If the layers read the same value, their weights are added. Otherwise, the new Dense reads the inputs of all these
-    Dense layers side by side.
+    If the layers read the same value, their weights are added. Otherwise, the new Dense reads the inputs of all Dense
+    layers of the sum side by side.
     """
     if type(node.layer) is not Add:
         return False

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _MAX_TEXT = 2**24
 _MAX_ENTRIES = 1000
-# The errors that a damaged file can cause in Python's zip reader and in h5py, or by values of a wrong type.
+# Errors that a damaged file can cause: in Python's zip reader, in h5py, or through values of a wrong type.
 _DAMAGE = (
     *(OSError, EOFError, RuntimeError, ValueError, OverflowError, zipfile.BadZipFile, zlib.error),
     *(LookupError, TypeError, AttributeError),
