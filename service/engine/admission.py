@@ -1,10 +1,11 @@
 """Decides when the server begins a request. An overloaded process refuses some requests, and answers the others soon.
 
 For small models, the event loop is the bottleneck: reading and writing requests takes longer than the runs of the
-model. Without a limit, one turn of the event loop would work on thousands of requests. During such a turn, other
-requests would wait in the kernel's buffers, where the server can't see them. Therefore, one turn of the event loop
-begins requests only for a few milliseconds. The other requests wait in the queue of this module, and the next turns
-begin them. Between two turns that begin requests, the event loop reads and refuses requests, and answers health checks.
+model. Without a limit, one turn of the event loop would work on thousands of requests. During a turn with thousands of
+requests, other requests would wait in the kernel's buffers, where the server can't see them. Therefore, one turn of the
+event loop begins requests only for a few milliseconds. All other requests wait in the queue of this module until a
+later turn begins them. Between two turns that begin requests, the event loop reads and refuses requests, and answers
+health checks.
 
 A request is refused if its expected wait is too long. The expected wait is the size of the queue in bytes, multiplied
 by the measured seconds per byte. The size of the queue is the sum of the sizes of all bodies, plus a fixed number of
@@ -90,8 +91,8 @@ class Admission:
 
         Returns 0 if the request is queued. A request is refused if its expected wait is longer than `patience` or
         `max_wait`. For a refused request, the result is the value of Retry-After in seconds. `max_wait` does not apply
-        to a request that the next turn can begin. Otherwise, the next turn might only refuse requests and begin no
-        request.
+        to a request that the next turn can begin. Without this exception, a turn might only refuse requests, and begin
+        no request.
         """
         if self._first_arrival is None:
             self._first_arrival = now
@@ -115,9 +116,9 @@ class Admission:
         return 0
 
     def _end_turn(self) -> None:
-        """End a turn that began without a queue. The rows of the requests that began in this turn are run first.
+        """End a turn that began without a queue. The rows of requests that began in this turn are run first.
 
-        Then the requests in the queue begin.
+        The requests in the queue begin after these rows have been run.
         """
         self._turn_began = None
         if self._high or self._normal:

@@ -1,4 +1,4 @@
-"""One model in one protocol. An `Endpoint` starts an `Exchange` for each request.
+"""An endpoint is one model in one protocol. An `Endpoint` starts an `Exchange` for each request.
 
 This module does not depend on sockets or on a framework.
 """

@@ -274,7 +274,7 @@ class Exchange:
             predictions.add(request_id, outputs)
 
     def _compress(self, reply: Reply) -> None:
-        """Compress the reply if the client accepts compression. Then send the reply."""
+        """Compress the reply if the client accepts compression, and send the reply."""
         try:
             if self._resources.limits.compression and b"accept-encoding" in self._headers:
                 if len(reply.body) <= _LARGE_RESPONSE:

@@ -1,8 +1,8 @@
 """Turns a bundle into a model that can answer requests.
 
 This module reads the bundle, and verifies the model on the device. If the model passes its checks, this module creates
-its batchers and its endpoints. Otherwise, this module returns the reason why the model is refused. This module does not
-depend on requests or HTTP.
+its batchers and its endpoints. If the model fails a check, this module returns the reason for the refusal. This module
+does not depend on requests or HTTP.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class LastRun:
 
     After a run, a batcher first calls its observer, and then the callbacks of the exchanges. So the callback of an
     exchange finds the times of its own run in this object. ran_from, ran_to: the times of the start and the end of the
-    latest run, by `time.monotonic`. In most runs, no request has a record. So this object does very little work in each
+    latest run, by `time.monotonic`. In most runs, no request has a record. So `LastRun` does very little work in each
     run.
     """
 

@@ -20,7 +20,7 @@ _WAITING_PER_THREAD = 8
 class Pool:
     """Runs functions on `threads` threads. A limited number of calls may wait for a thread.
 
-    Any further call is refused at once.
+    If too many calls wait, a new call is refused at once.
     """
 
     def __init__(self, threads: int) -> None:

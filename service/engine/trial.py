@@ -21,9 +21,9 @@ _TIMED_RUNS = 5
 
 
 def compare(old: Model, new: Model, trial: Trial) -> Outcome:
-    """Compare two versions. If the interfaces differ and the trial does not allow this, the outcome has the reason.
+    """Compare two versions. If the trial forbids a difference of the interfaces, the outcome has the reason.
 
-    Otherwise, the outcome has the changes of the answers, if the trial asks for these changes.
+    If the trial asks for the changes of the answers, and the answers can be compared, the outcome has these changes.
     """
     changes = list(interface_changes(old.manifest, new.manifest))
     measures: dict[str, Any] = {"against": old.manifest.version}

@@ -25,7 +25,8 @@ _MAX_PER_TURN_OF_WORKER = 2
 # If the process or the machine has no file descriptor or no memory for a connection, the acceptor tries again after
 # this number of seconds.
 _RETRY_SECONDS = 0.5
-# The largest number of connections that are accepted when the server stops. The queue of the kernel has this length.
+# The largest number of connections that are accepted when the server stops. The kernel's queue of connections has this
+# length.
 _MAX_AT_STOP = 2048
 # The seconds that a client has for its TLS handshake when the server stops.
 _HANDSHAKE_SECONDS = 1.0
@@ -64,8 +65,8 @@ class Acceptor:
     async def stop(self) -> None:
         """Accept the connections that the kernel has queued, then stop accepting.
 
-        Otherwise, the kernel would reset the queued connections when the listener closes, but their clients may already
-        have sent requests.
+        Without this step, the kernel would reset the queued connections when the listener closes, although their
+        clients may already have sent requests.
         """
         for _ in range(_MAX_AT_STOP):
             if not self._accept_one():

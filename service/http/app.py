@@ -1,7 +1,7 @@
 """The FastAPI app of one service: its routes, its error handlers and its pages.
 
-`connection.py` answers most prediction requests itself. The app answers all requests that `connection.py` does not
-answer itself.
+`connection.py` answers most prediction requests itself. The app answers all requests that `connection.py` and
+`late_app.py` do not answer.
 """
 
 from __future__ import annotations

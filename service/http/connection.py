@@ -37,8 +37,8 @@ from foldserve.service.http.phase import (
 from foldserve.service.http.stopping import has_bytes
 from foldserve.service.protocols.reply import Reply, refusal
 
-# The connection closes this number of seconds after an error response. During these seconds, the client can read the
-# response, even if the client is still sending its request.
+# The connection closes this number of seconds after an error response. Until the connection closes, the client can read
+# the response, even if the client is still sending its request.
 _LINGER_SECONDS = 2
 # When the server stops, an idle connection stays open for _LAST_SECONDS, because the client may already have sent a
 # request. If the client was active recently, its connection stays open until _ACTIVE_SECONDS after the last activity.
@@ -195,7 +195,7 @@ class Connection(asyncio.Protocol):
             self._close(abort=self._write_paused)
 
     def shutdown(self) -> None:
-        """Respond to all requests that the client has already sent. Then close the connection."""
+        """Respond to all requests that the client has already sent, then close the connection."""
         self._last = True
         if self._phase is IDLE:
             active = self._since + _ACTIVE_SECONDS - time.monotonic()

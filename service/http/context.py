@@ -1,6 +1,6 @@
 """The objects that all connections of one process share.
 
-This module does not depend on sockets, and no object here belongs to a single request.
+This module does not depend on sockets or on a single request.
 """
 
 from __future__ import annotations

@@ -19,8 +19,7 @@ class Member:
     """One worker.
 
     replies: the worker's messages `prepared` and `committed`; None means that the worker is dead. follows: whether the
-    worker serves a plan. A worker that starts later loads its first plan by itself, so no change waits for such a
-    worker.
+    worker serves a plan. A worker that starts later loads its first plan by itself, so no change waits for this worker.
     """
 
     def __init__(self, line: Line) -> None:

@@ -122,8 +122,8 @@ def _create_door(
 ) -> Door:
     """Create one door.
 
-    create_app: returns the app that all doors share. scopes: the scopes of this door's routes. host: the host in the
-    settings. endpoints: the endpoints of the connections, by path.
+    create_app: a function that returns the app that all doors share. scopes: the scopes of the routes that this door
+    has. host: the host in the settings. endpoints: the endpoints that connections use, by path.
     """
     # For a Unix socket, every host is allowed: web pages can't reach the socket, and a proxy may send any Host header.
     address = "" if listener.family == socket.AF_UNIX else listener.getsockname()[0]
@@ -155,7 +155,7 @@ def _create_door(
     return Door(listener, config, context, tls)
 
 
-# The next two functions import FastAPI late, because late_app.py calls them only when a request needs FastAPI.
+# The next two functions import FastAPI themselves, because `late_app.py` calls them only when a request needs FastAPI.
 
 
 def _create_app(service: Service) -> FastAPI:

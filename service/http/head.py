@@ -125,8 +125,8 @@ class _Collector:
             method,
             self._url,
             headers,
-            # The parser httptools refuses a Content-Length that is not only digits. It also refuses a Content-Length
-            # together with a Transfer-Encoding.
+            # The parser httptools refuses a Content-Length that is not only digits, and a Content-Length together with
+            # a Transfer-Encoding.
             None if b"transfer-encoding" in headers else int(headers.get(b"content-length", 0)),
             self._keep_alive and version == "1.1",
             safe_id(headers.get(b"x-request-id", b"")),

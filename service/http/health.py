@@ -1,4 +1,4 @@
-"""The answers to the probes of health. Until the models are loaded, startup.py answers the probes instead."""
+"""Answers health probes. Until the models are loaded, `startup.py` answers the probes instead."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from foldserve.service.protocols.reply import JSON, Reply
 
 
 def live(_: Service) -> Reply:
-    """Say that the process answers."""
+    """Answer that the process is alive."""
     return Reply(200, (JSON,), orjson.dumps({"live": True}))
 
 
 def started(_: Service) -> Reply:
-    """Say that the models were loaded once."""
+    """Answer that the models were loaded once."""
     return Reply(200, (JSON,), orjson.dumps({"started": True}))
 
 
 def ready(service: Service) -> Reply:
-    """Say whether every model has reproduced its golden outputs, and the server accepts new work."""
+    """Answer whether every model has reproduced its golden outputs and the server accepts new requests."""
     return Reply(200 if service.ready else 503, (JSON,), orjson.dumps({"ready": service.ready}))
 
 

@@ -1,8 +1,8 @@
-"""The app behind one listener. The app answers the probes of health itself, and creates FastAPI's app when it needs it.
+"""The app behind one listener.
 
-FastAPI and its routes take 0.2 s of processor time and 11 MB. A server that only answers predictions and probes does
-not need FastAPI. So FastAPI is imported on a thread, at the first request that needs one of its routes. This module
-does not depend on FastAPI.
+The app answers health probes itself, and creates the FastAPI app when a request needs it. FastAPI and its routes take
+0.2 s of processor time and 11 MB. A server that only answers predictions and probes does not need FastAPI. So FastAPI
+is imported on a thread, at the first request that needs one of its routes. This module does not depend on FastAPI.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from foldserve.service.protocols.reply import Reply
 
 
 class LateApp:
-    """An ASGI app for HTTP. create: creates the app for the other requests; called once, on a thread."""
+    """An ASGI app for HTTP. create: a function that creates the app for all other requests.
+
+    `create` is called once, on a thread.
+    """
 
     def __init__(self, service: Service, create: Callable[[], ASGIApp]) -> None:
         self._service = service
@@ -42,7 +45,7 @@ class LateApp:
 
     async def _created(self) -> ASGIApp:
         self._app = app = await asyncio.to_thread(self._create)
-        gc.freeze()  # the app stays until the end, so later garbage collections must not look at it
+        gc.freeze()  # the app stays until the end, so later garbage collections should skip it
         return app
 
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("foldserve")
 
 # If another thread waits, a thread may hold the lock of the interpreter for this number of seconds. Python's default is
-# 5 ms. While a thread decodes a large body, this time delays each event of the event loop.
+# 5 ms. While a thread decodes a large body, each event of the event loop may wait for this number of seconds.
 _SWITCH_INTERVAL = 1e-3
 
 
@@ -218,8 +218,8 @@ class _Server(uvicorn.Server):
         for acceptor in self._acceptors:
             await acceptor.stop()
         # If a client does not read its response, uvicorn would cancel the task of this client, and log a traceback. So
-        # the connections of such clients are aborted after drain_timeout. `doors.py` gives uvicorn more time than
-        # drain_timeout.
+        # after drain_timeout, the server aborts the connections of clients that do not read. `doors.py` gives uvicorn
+        # more time than drain_timeout.
         loop = asyncio.get_running_loop()
         loop.call_later(self._settings.drain_timeout, self._abort_connections)
         async with asyncio.TaskGroup() as group:  # gRPC and HTTP drain at the same time

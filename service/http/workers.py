@@ -81,8 +81,8 @@ def supervise(
     except OSError as error:
         raise StartError(f"several workers need a temporary folder: {error.strerror}") from error
     with counts as folder:
-        # The library prometheus_client stores the counts of each worker in this folder. The library reads the
-        # environment variable when it is imported.
+        # The library prometheus_client stores the counts of each worker in this folder. The library reads
+        # PROMETHEUS_MULTIPROC_DIR when it is imported.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         supervisor = _Supervisor(serve, settings, listeners, on_loaded)
         try:
@@ -102,8 +102,8 @@ class _Supervisor:
         # release the locks.
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
-        # Python calls a signal handler in the main thread, but the kernel may deliver the signal to another thread. In
-        # this case, the pipe wakes up the main thread.
+        # Python calls a signal handler in the main thread, but the kernel may deliver the signal to another thread. If
+        # another thread gets the signal, the pipe wakes up the main thread.
         self._signalled, self._wakeup = os.pipe()
         os.set_blocking(self._wakeup, False)
         signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)

@@ -1,7 +1,7 @@
 """Writes the answers of the friendly protocol: outputs as JSON, raw float32 or an Arrow stream.
 
-This module owns the form of an answer, and the effect of the query of the URL on this form. This module does not depend
-on requests.
+This module decides the form of an answer, which the query of the URL can change. This module does not depend on
+requests.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class Body(bytearray):
         self._memory = memory
 
     def add(self, content: bytes | memoryview) -> None:
-        """Append bytes. If there is no room, raises `MemoryFull` and appends nothing."""
+        """Append bytes. If the memory has no room, raises `MemoryFull` and appends nothing."""
         self._memory._count(self, len(self) + len(content))
         self += content
 

@@ -27,7 +27,8 @@ _MAX_ENCODINGS = 2
 _MAX_RATIO = 200
 # The ratio is not checked for a body of at most this number of bytes after decompression.
 _ANY_RATIO = 2**23
-# The number of bytes that one call of zlib decompresses. During this call, zlib does not hold the interpreter's lock.
+# The number of bytes that one call of zlib decompresses. zlib does not hold the interpreter's lock while it
+# decompresses.
 _STEP = 2**18
 # The most frequent values of Content-Type, in their usual spelling.
 _USUAL_TYPES = (b"application/json", b"application/octet-stream")
@@ -63,7 +64,8 @@ def inflated(headers: Headers, body: bytes | bytearray, max_body: int, memory: B
 
     Raises `UnsupportedMedia` for an encoding other than gzip, deflate and identity. Raises `InvalidInput` if the body
     does not have the encoding that its header names. Raises `TooLarge` if the decoded body has more than `max_body`
-    bytes, or is many times larger than the encoded body. Raises `MemoryFull` if there is no room for the decoded body.
+    bytes, or is many times larger than the encoded body. Raises `MemoryFull` if the memory has no room for the decoded
+    body.
     """
     encodings = headers.get(b"content-encoding", b"identity").split(b",")
     if len(encodings) > _MAX_ENCODINGS:
@@ -108,7 +110,7 @@ def compressed(headers: Headers, reply: Reply) -> Reply:
     """Compress a large answer with gzip if the client accepts gzip.
 
     Answers never use deflate. Deflate compresses in the same way as gzip, and is not faster. The result of deflate is
-    only 12 bytes shorter.
+    only 12 bytes shorter than the result of gzip.
     """
     if len(reply.body) < _MIN_COMPRESSED:
         return reply

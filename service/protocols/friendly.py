@@ -12,8 +12,8 @@ A category is written as its string or number, a boolean as true or false, and a
 column had texts in the training table, the service reads a text in the same way as training.
 
 For large requests, the body may be raw float32, little-endian, one row after the other (`application/octet-stream`). In
-raw rows, a category is its index, a boolean is 0 or 1, and a missing value is NaN. The answer may also be raw float32,
-or an Arrow stream.
+raw rows, a category is written as its index, a boolean as 0 or 1, and a missing value as NaN. The answer may also be
+raw float32, or an Arrow stream.
 
 This module owns the requests of this protocol, and `answers` owns its answers. This module does not depend on routes,
 batchers or runtimes.

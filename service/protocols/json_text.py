@@ -27,7 +27,7 @@ SMALL = 2**12
 # The size of a piece in bytes. Parsing a larger piece is not faster, and blocks the interpreter for more than 1 or 2
 # ms.
 PIECE_BYTES = 2**16
-# The largest number of bytes before the elements of the array. The same limit applies to the bytes after the elements.
+# The largest number of bytes before the elements of the array, and the largest number of bytes after the elements.
 MAX_AROUND = 2**16
 # The default for the largest number of bytes of one element. A codec may allow larger elements.
 MAX_ELEMENT_BYTES = 2**20
@@ -142,9 +142,9 @@ def cut(body: bytes | bytearray, array: LongArray) -> CutDocument:
     """Cut an array out of a document.
 
     This function does not parse the pieces. The body is valid JSON if `is_cut` finds the array and `parse_piece`
-    accepts every piece. In this case, the pieces hold the elements of the array that `is_cut` has found. The mark in
-    `around` proves that JSON allows an array at this place. In an array, JSON allows any elements with commas between
-    them.
+    accepts every piece. If the body is valid JSON, the pieces hold the elements of the array that `is_cut` has found.
+    The mark in `around` proves that JSON allows an array at this place. In an array, JSON allows any elements with
+    commas between them.
 
     Raises `InvalidInput` if a long array is not closed, has too many elements, or has an element that is too large.
     Also raises `InvalidInput` if the document around the array is too large or is not JSON.

@@ -57,7 +57,7 @@ class ColumnNames:
 
 
 def _printable(place: int, name: str) -> str:
-    """Return the name of a member if the name is short and plain. Otherwise, return the number of the member.
+    """Return the name of a member if the name is short and plain, or else the number of the member.
 
     An error message never repeats a value of a request. The name of a member is not a value, and users need the name to
     find a spelling mistake. A plain name has only letters, digits, blanks, `_`, `-` and `.`, so a message never

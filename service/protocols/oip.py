@@ -8,8 +8,8 @@ binary tensors, which are little-endian and row-major. If the header gives the l
 rows.
 
 If a request has one tensor for all features, every value is a number. A missing value is NaN in binary and null in
-JSON. A boolean is 0 or 1. A category is its index. A category that training has not seen has the index after the last
-known category. A request may have a tensor for each column instead (`oip_columns.py`).
+JSON. A boolean is written as 0 or 1. A category is written as its index. A category that training has not seen has the
+index after the last known category. A request may have a tensor for each column instead (`oip_columns.py`).
 
 This module owns the request and the answer of one inference. This module does not depend on routes, batchers or
 runtimes.
@@ -162,7 +162,7 @@ class OipCodec:
         """Return the codec for requests whose URL has this query.
 
         This protocol has no query parameters. Parameters of the friendly protocol raise `InvalidInput`, because these
-        parameters would have no effect. All other parameters are ignored, because a client may send them for a proxy.
+        parameters would have no effect. Unknown parameters are ignored, because a client may send them for a proxy.
         """
         if any(part.partition(b"=")[0] in NAMES for part in query.split(b"&")):
             raise InvalidInput("named, top and warnings are query parameters of /v1/models/...:predict only")
@@ -226,7 +226,7 @@ class OipCodec:
     def _with_answer(
         self, request: dict[str, Any], rows: Rows, counted: Counter[tuple[Unusual, str]] | None = None
     ) -> DecodedRequest:
-        """Check the options of the request for the answer, before the model runs, and return the decoded request.
+        """Return the decoded request. The options for the answer are checked before the model runs.
 
         Raises `InvalidInput`.
         """

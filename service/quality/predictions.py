@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from foldserve.service.arrays import Outputs
 
-# Predictions wait in a list until the list has this length. Storing many predictions at once is cheaper.
+# Predictions wait in a list until the list has this length. Storing many predictions at once takes less time than
+# storing each prediction.
 _MAX_WAITING = 128
 # The largest number of bytes in the id of a request. `safe_id` refuses a longer id.
 _MAX_ID = 128
@@ -36,7 +37,7 @@ class _Block:
 
     first: the number of rows that were stored before this block. indexed: whether the index of `Predictions` contains
     this block. Most servers get few labels, so ranges and arrays are computed only for a search. The ids are a tuple of
-    bytes, because the garbage collector does not visit such a tuple.
+    bytes, because the garbage collector does not visit a tuple of bytes.
     """
 
     def __init__(self, first: int, ids: Sequence[bytes], outputs: Sequence[Outputs]) -> None:

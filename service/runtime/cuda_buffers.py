@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 # The capture of a CUDA graph may not allocate memory. The first run allocates memory for each tensor. ONNX Runtime then
 # plans one block of memory for all tensors. The second run allocates this block of memory.
 _RUNS_BEFORE_CAPTURE = 2
-# A kernel writes outputs of at most this number of bytes directly to the host. For larger outputs, a copy after the run
-# is faster.
+# A kernel writes outputs of at most this number of bytes directly to the host. For larger outputs, it is faster to copy
+# the outputs after the run.
 _MOST_WRITTEN = 2**14
 _SLOTS = 2  # the GPU computes one piece while the host copies the next piece
 # A copy over the bus to the GPU is about five times as fast as a copy by one thread in memory.

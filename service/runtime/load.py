@@ -20,8 +20,8 @@ from foldserve.service.runtime.precision import convert, widen
 from foldserve.service.runtime.session import CPU, CUDA, Options, is_expected
 from foldserve.service.runtime.shortcuts import NO_SHORTCUTS, Shortcuts, prepare
 
-# A Concat with more inputs than this number can't be captured, because ONNX Runtime needs memory on the host in each
-# run of such a Concat.
+# A Concat with more inputs than this number can't be captured, because each run of this Concat needs memory on the
+# host.
 _MOST_INPUTS_IN_GRAPH = 32
 
 

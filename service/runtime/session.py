@@ -142,7 +142,8 @@ def cuda_options(options: Options, stream: int | None = None) -> dict[str, str]:
         # A folded graph needs no cuDNN. If cuDNN were enabled, ONNX Runtime would load an installed cuDNN, which takes
         # time and memory.
         "enable_cudnn": "0",
-        # By default, the arena doubles its memory. This growth is too large for a device that other processes share.
+        # By default, the arena doubles its memory. Doubling takes too much memory on a device that other processes
+        # share.
         "arena_extend_strategy": "kSameAsRequested",
     }
     if stream is not None:

@@ -146,8 +146,8 @@ async def answer(request: Request, find: Callable[[], Endpoint]) -> Response:
     query = request.scope["query_string"]
     endpoint = find().for_query(query)
     body = [await read_body(request, endpoint.max_body, endpoint.memory)]
-    # The list makes sure that no variable refers to the body. The traceback of an error would keep such a variable and
-    # the body in memory.
+    # The list makes sure that no variable refers to the body. If a variable referred to the body, the traceback of an
+    # error would keep the body in memory.
     answering = find().for_query(query).answer(dict(request.headers.raw), body.pop(), current_record.get())
     reply = asyncio.ensure_future(answering)
     disconnect = asyncio.ensure_future(request.receive())  # after the body, the only message is a disconnect

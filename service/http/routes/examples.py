@@ -28,7 +28,7 @@ _JSON_TYPES = {str: "string", bool: "boolean", int: "number", float: "number"}
 
 
 def describe(document: dict[str, Any], repository: Repository) -> None:
-    """Add the models to a document without models. Each example is the body of a valid request."""
+    """Add descriptions of the models to an OpenAPI document. Each example is the body of a valid request."""
     shown = repository.shown
     if shown is None:
         return
