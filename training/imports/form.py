@@ -20,6 +20,8 @@ from foldserve.training.errors import ModelImportError
 from foldserve.training.imports.layers import Array, Layer
 
 INPUT = "input"
+# The certificate evaluates 4,096 rows. One value of this width then takes 2 GiB as float32.
+MAX_COLUMNS = 2**17
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +69,14 @@ class Network:
 
 
 class Builder:
-    """Builds a `Network` node by node, and checks the columns of each node."""
+    """Builds a `Network` node by node, and checks the columns of each node.
+
+    Raises `ModelImportError` if the network has more than `MAX_COLUMNS` features.
+    """
 
     def __init__(self, features: int) -> None:
+        if features > MAX_COLUMNS:
+            raise ModelImportError(f"the model has {features:,} features; an import takes at most {MAX_COLUMNS:,}")
         self._features = features
         self._nodes: list[Node] = []
         self.columns = {INPUT: features}
@@ -84,6 +91,8 @@ class Builder:
             columns = layer.columns(*(self.columns[each] for each in inputs))
         except ValueError as error:
             raise ModelImportError(f"{kind} {name!r}: {error}") from error
+        if columns > MAX_COLUMNS:
+            raise refuse(name, kind, f"it gives {columns:,} columns; an import takes at most {MAX_COLUMNS:,}")
         unique, count = name, 2
         while unique in self.columns:
             unique, count = f"{name}.{count}", count + 1

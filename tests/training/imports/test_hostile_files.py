@@ -142,7 +142,7 @@ ATTACKS: list[tuple[str, Callable[[bytes], bytes], str]] = [
     (".safetensors", lie_about_shape, "is damaged"),
     (".safetensors", overlap, "is damaged"),
     (".safetensors", lie_about_header, "is damaged"),
-    (".pt", ask_for_memory, "is damaged|has objects"),
+    (".pt", ask_for_memory, "has objects of the class bytearray"),
     (".pt", run_code, "has objects, and loading them would run their code"),
     (".skops", lie_about_array, "can't read"),
 ]

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from foldserve.training.errors import ModelImportError
-from foldserve.training.imports.form import INPUT, Builder, refuse
+from foldserve.training.imports.form import INPUT, MAX_COLUMNS, Builder, refuse
 from foldserve.training.imports.keras.layers import Call, Value, map_call
 from foldserve.training.imports.keras.weights import GroupNames, Place, Store
 from foldserve.training.imports.layers import Select
 
 MAX_CALLS = 2000
-MAX_FEATURES = 1_000_000
 _MODELS = ("Sequential", "Functional", "Model")
 _NO_CODE = "no code of a file is ever run; replace it by layers of Keras, and save the model again"
 
@@ -60,8 +59,8 @@ class ModelReader:
             raise refuse(_name(description), kind, "it is not a Sequential or Functional model", "export it to ONNX")
         self.inputs = tuple(_find_inputs(description))
         sizes = [prod(each.shape) for each in self.inputs]
-        if not 1 <= sum(sizes) <= MAX_FEATURES:
-            raise ModelImportError(f"the model has {sum(sizes)} features")
+        if not sizes:
+            raise ModelImportError("the model has no input")
         builder = Builder(sum(sizes))
         values, start = [], 0
         for each, size in zip(self.inputs, sizes, strict=True):
@@ -198,7 +197,7 @@ def _input(config: dict[str, Any], name: str) -> Input:
     shape = _shape(config)
     if not isinstance(shape, list) or len(shape) < 2:
         raise ModelImportError("the model does not say how many features it has: call it once, and save it again")
-    if not all(type(each) is int and 0 < each <= MAX_FEATURES for each in shape[1:]):
+    if not all(type(each) is int and 0 < each <= MAX_COLUMNS for each in shape[1:]):
         raise ModelImportError(f"the input {name!r} has a size that is not known: give each Input a shape")
     dtype = str(config.get("dtype", "float32"))
     if config.get("sparse") or config.get("ragged") or dtype == "string":

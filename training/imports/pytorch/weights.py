@@ -76,9 +76,13 @@ def _load_checkpoint(content: bytes, name: str) -> Tensors:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = archive.infolist()
-        check_entries(entries, _MAX_ENTRIES)
+            check_entries(entries, _MAX_ENTRIES)
+            pickles = [archive.read(entry) for entry in entries if entry.filename.endswith(".pkl")]
         if any("/code/" in entry.filename for entry in entries):
             raise ModelImportError(f"{name} is TorchScript, which has code: save it with torch.export.save, as .pt2")
+        if any(b"bytearray" in content for content in pickles):
+            # weights_only=True accepts bytearray(n), which takes n bytes of memory. Weights never need it.
+            raise ModelImportError(f"{name} has objects of the class bytearray: {_TENSORS}")
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except ModelImportError:
         raise
