@@ -81,12 +81,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=4, help="length of each load (default: %(default)s)")
     parser.add_argument("--price", type=float, default=0.04, help="price of a core for an hour (default: %(default)s)")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=2,
-        help="workers of the server that shares its cores with the load (default: %(default)s)",
-    )
     parser.add_argument("--write", action="store_true", help="put the tables into docs/scaling.md")
     chosen = parser.parse_args()
     programs = [h2load.version(), f"wrk {wrk.version().removeprefix('wrk ')}"]
@@ -95,7 +89,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), rows, chosen.seconds, cores)
         costs = {protocol: bench.cost(protocol) for protocol in PROTOCOLS}
-        replica, comparison = bench.check(chosen.workers)
+        replica, comparison = bench.check()
     versions = [f"{name} {version(name)}" for name in ("foldserve", "onnxruntime", "numpy", "grpcio")]
     text = "\n\n".join(
         [
@@ -121,10 +115,10 @@ class Bench:
         self._cores = cores
 
     @contextmanager
-    def _serving(self, workers: int, core: int | None, *flags: str) -> Iterator[servers.Server]:
+    def _serving(self, core: int, *flags: str) -> Iterator[servers.Server]:
         port = servers.free_port()
         program = [sys.executable, "-m", "foldserve.service", "serve", "--models", "models", "--port", str(port)]
-        program += ["--workers", str(workers), *flags]
+        program += flags
         log = self._folder / "log"
         with servers.running(program, port, "/v2/health/ready", core=core, log=log) as server:
             yield server
@@ -134,7 +128,7 @@ class Bench:
         print(protocol.title, file=sys.stderr)
         rows, file = self._rows[: protocol.rows], self._folder / "body"
         grpc_port = servers.free_port()
-        with self._serving(1, self._cores[0], "--grpc-port", str(grpc_port)) as server:
+        with self._serving(self._cores[0], "--grpc-port", str(grpc_port)) as server:
             if protocol.kind == "grpc":
                 return self._grpc_cost(server, grpc_port, protocol, rows)
             headers, path = {"Content-Type": "application/octet-stream"}, OIP
@@ -177,7 +171,7 @@ class Bench:
         seconds = (server.processor_seconds() - before) / (count + h2load.WARM_UP_REQUESTS)
         return Cost(seconds, len(content), len(response))
 
-    def check(self, workers: int) -> tuple[Replica, str]:
+    def check(self) -> tuple[Replica, str]:
         """Measure the times of a turn, then compare the latencies of servers with the simulation.
 
         Return the measured times, and the table of the comparison.
@@ -186,7 +180,7 @@ class Bench:
         lines = ("POST /predict HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json")
         request = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
         print("times of a turn", file=sys.stderr)
-        plan = Plan(self._serving, request, 65_536 // CHECK_ROWS, self._seconds, workers, self._cores)
+        plan = Plan(self._serving, request, 65_536 // CHECK_ROWS, self._seconds, (self._cores[0], self._cores[-1]))
         replica = turn(plan)
         title = (
             f"{CHECK_ROWS} rows of JSON, Poisson arrivals. A turn takes {replica.fixed * 1e6:.0f} µs, "

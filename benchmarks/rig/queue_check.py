@@ -1,10 +1,13 @@
 """Compares real servers with the simulation of `queueing.py`.
 
-Requests arrive at random times. A latency starts at the scheduled arrival. The comparison has two servers. The first
-server has one worker on one core, and the load has another core. The second server has several workers, which share
-all cores with the load. Each server runs once with the kernel's ordinary scheduler and once with real-time priority.
-With real-time priority, the servers wait for no other program, and the load waits for no server. So the difference
-between the latencies of the two runs is the time that the scheduler lets the programs wait.
+Requests arrive at random times. A latency starts at the scheduled arrival. The comparison has two parts. In the first
+part, one server has one core, and the load has another core. In the second part, each of two servers has one core, and
+the load runs on the same cores. Each part runs once with the kernel's ordinary scheduler and once with real-time
+priority. With real-time priority, the servers wait for no other program, and the load waits for no server. So the
+difference between the latencies of the two runs is the time that the scheduler lets the programs wait.
+
+Each server has one worker and a port of its own, so the load divides its connections equally. With `--workers 2`, the
+workers share one port, and the division of the connections depends on chance.
 
 The simulation gets three measured processor times, but no measured latency. Two of the processor times describe a turn
 of the server. The third processor time is the load's own time for a request. If the load has its own core, the load's
@@ -17,8 +20,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,11 +40,10 @@ _SIMULATED = 200_000
 # The real-time priorities of the server and of the load. If both wait for the same core, the load runs first.
 _PRIORITIES = {"ordinary": (None, None), "real-time": (10, 20)}
 _HEADER = (
-    "workers",
+    "servers",
     "priority",
     "utilisation",
     "requests/s",
-    "share of the busiest worker",
     "p50, ms: measured",
     "simulated",
     "p99, ms: measured",
@@ -54,15 +56,14 @@ _HEADER = (
 class Plan:
     """The settings of a comparison.
 
-    serve: starts a server with a number of workers, on one core or on all cores (None).
+    serve: starts a server on a core. cores: the two cores for the servers and the load.
     """
 
-    serve: Callable[[int, int | None], AbstractContextManager[Server]]
+    serve: Callable[[int], AbstractContextManager[Server]]
     request: bytes
     max_batch: int
     seconds: float
-    workers: int
-    cores: list[int]
+    cores: tuple[int, int]
 
 
 def turn(plan: Plan) -> Replica:
@@ -71,7 +72,7 @@ def turn(plan: Plan) -> Replica:
     A load with 16 requests in flight measures the time that one more request adds to a turn. A lone request, which
     arrives after a pause, also takes the fixed part of a turn.
     """
-    with plan.serve(1, plan.cores[0]) as server:
+    with plan.serve(plan.cores[0]) as server:
         load = Load(server.port, _TOGETHER)
         load.closed_loop(plan.request, _WARM_UP_SECONDS, _TOGETHER)
         before = server.processor_seconds()
@@ -86,52 +87,44 @@ def turn(plan: Plan) -> Replica:
 
 
 def compare(plan: Plan, replica: Replica) -> str:
-    """Run both servers with both priorities. Return a table."""
+    """Run both parts with both priorities. Return a table."""
     table: list[Row] = [_HEADER]
     everywhere = os.sched_getaffinity(0)
-    for workers in sorted({1, plan.workers}):
-        core = plan.cores[0] if workers == 1 else None
+    for count in (1, 2):
         for name, (first, second) in _PRIORITIES.items():
             if not _may_have(second):
                 print("left out: real-time priority needs root (CAP_SYS_NICE)", file=sys.stderr)
                 continue
-            try:
-                with _priority(first), plan.serve(workers, core) as server:
-                    if core is not None:
-                        os.sched_setaffinity(0, plan.cores[-1:])
-                    with _priority(second):
-                        rows = list(_measure(plan, replica, server, workers))
-                table += [(f"{workers}", name, *row) for row in rows]
-            finally:
-                os.sched_setaffinity(0, everywhere)
+            with ExitStack() as stack:
+                with _priority(first):
+                    servers = [stack.enter_context(plan.serve(core)) for core in plan.cores[:count]]
+                stack.callback(os.sched_setaffinity, 0, everywhere)
+                os.sched_setaffinity(0, plan.cores[1:] if count == 1 else plan.cores)
+                with _priority(second):
+                    rows = list(_measure(plan, replica, [server.port for server in servers]))
+            table += [(f"{count}", name, *row) for row in rows]
     return markdown(table)
 
 
-def _measure(plan: Plan, replica: Replica, server: Server, workers: int) -> Iterator[Row]:
-    load = Load(server.port, CONNECTIONS)
-    load.closed_loop(plan.request, _WARM_UP_SECONDS, 2 * workers)
+def _measure(plan: Plan, replica: Replica, ports: list[int]) -> Iterator[Row]:
+    count = len(ports)
+    load = Load(ports, CONNECTIONS)
+    load.closed_loop(plan.request, _WARM_UP_SECONDS, 2 * count)
     for utilisation in UTILISATIONS:
-        print(f"workers: {workers}, utilisation: {utilisation:.0%}", file=sys.stderr)
-        rate = utilisation * workers / (replica.fixed + replica.each)
-        before, own = server.processor_seconds_by_process(), time.process_time()
+        print(f"servers: {count}, utilisation: {utilisation:.0%}", file=sys.stderr)
+        rate = utilisation * count / (replica.fixed + replica.each)
+        own = time.process_time()
         outcome = load.open_loop(plan.request, 2 * plan.seconds, rate, poisson=True, seed=1)
         client = (time.process_time() - own) / outcome.count(200)
-        shares = _shares(before, server.processor_seconds_by_process(), workers)
-        if workers == 1:
+        if count == 1:
             simulated = client + latencies(replica, rate, _SIMULATED)
         else:
             slower = Replica(replica.fixed, replica.each + client, replica.max_batch)
-            simulated = latencies(slower, rate, _SIMULATED, shares=shares)
+            simulated = latencies(slower, rate, _SIMULATED, shares=[1.0] * count)
         real, model = (np.percentile(x, (50, 99)) * 1e3 for x in (outcome.latencies(200), simulated))
         cells = (rate, real[0], model[0], real[1], model[1], real[1] / model[1])
-        busiest = f"{max(shares) / sum(shares):.0%}"
-        yield (f"{utilisation:.0%}", number(cells[0]), busiest, *map(number, cells[1:]))
+        yield (f"{utilisation:.0%}", *map(number, cells))
     load.close()
-
-
-def _shares(before: dict[int, float], after: dict[int, float], workers: int) -> Sequence[float]:
-    """Return the processor time of each worker. The workers are the busiest processes of a server."""
-    return sorted((after[process] - before[process] for process in before), reverse=True)[:workers]
 
 
 def _may_have(priority: int | None) -> bool:

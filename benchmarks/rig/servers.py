@@ -39,19 +39,15 @@ class Server:
         return total * 1024 / 1e6
 
     def processor_seconds(self) -> float:
-        """Return the processor time of all processes of the server so far, in seconds. The processor time in the kernel
-        is included.
+        """Return the processor time of all processes of the server so far, in seconds. The time in the kernel is
+        included.
         """
-        return sum(self.processor_seconds_by_process().values())
-
-    def processor_seconds_by_process(self) -> dict[int, float]:
-        """Return the processor time of each process of the server by the process id."""
-        seconds = {}
+        ticks = 0
         for member in _process_tree(self.process):
             with suppress(OSError):  # the process has just ended
                 fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
-                seconds[member] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        return seconds
+                ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
