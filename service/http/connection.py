@@ -106,8 +106,10 @@ class Connection(asyncio.Protocol):
         # The server can't see whether the client has closed only its own side or has disconnected. The rows of a
         # disconnected client must not stay in the queue for long.
         waits = self._phase in (RESPONSE, APP_RESPONSE) or bool(self._unread)
-        due = waits and self._transport.can_write_eof()  # not with TLS
-        if due and not self._last:
+        due = waits and self._transport.can_write_eof()
+        if waits and not due:
+            self._close()  # with TLS, the event loop now closes both sides, so no response can reach the client
+        elif due and not self._last:
             asyncio.get_running_loop().call_later(_HALF_CLOSED_SECONDS, self._close_half_closed)
             self._last = True
         return due

@@ -200,6 +200,34 @@ def test_on_loopback_the_port_of_administration_asks_for_no_certificate(
         assert health(served, **settings, admin_port=port).stdout == f"ready: 127.0.0.1:{port}\n"
 
 
+@pytest.mark.parametrize("path", ["/predict", "/v1/models/roots%3Apredict"])
+def test_a_client_that_closes_its_side_over_tls_is_logged_as_disconnected(
+    path: str, folder: Path, tmp_path: Path, authority: Authority, certificate: Path
+) -> None:
+    """The TLS of the event loop can't keep one side open. So the log may not say that the client got a response."""
+    with serving(folder, tmp_path / "log", "--device", "cpu", "--tls-cert", certificate, "--access-log") as served:
+        context = ssl.create_default_context(cafile=authority.certificate)
+        received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = context.wrap_bio(received, sent, server_hostname="127.0.0.1")
+        with socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE) as plain:
+            while True:
+                try:
+                    client.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    plain.sendall(sent.read())
+                    received.write(plain.recv(65536))
+            client.write(request("POST", path, body=BODY))
+            with suppress(ssl.SSLWantReadError):
+                client.unwrap()
+            plain.sendall(sent.read())  # the request and `close_notify` arrive together
+            while plain.recv(65536):
+                pass
+    lines = [line for line in served.log.read_text().splitlines() if "foldserve.access" in line]
+    assert len(lines) == 1
+    assert f'"POST {path}" 499 ' in lines[0]
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_changed_files_are_used_for_new_connections(
     workers: int, folder: Path, tmp_path: Path, authority: Authority, certificate: Path, client: Path
