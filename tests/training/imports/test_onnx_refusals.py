@@ -71,7 +71,7 @@ UNKNOWN = {
     ),
     "a wrong number of coefficients": (model_of("LinearRegressor", domain=ML, coefficients=[1.0]), "1 coefficients"),
     "a selection of rows": (model_of("Gather", np.array([0])), "it selects rows"),
-    "too many columns": (model_of("Gather", np.zeros(2**18, np.int64), axis=1), "an import takes at most 131,072"),
+    "too many columns": (model_of("MatMul", np.ones((4, 2**18), np.float32)), "an import takes at most 131,072"),
     "columns that do not exist": (model_of("Gather", np.array([9]), axis=1), "columns that do not exist"),
     "a shape that mixes rows": (model_of("Reshape", np.array([-1, 2])), "turns rows of the shape"),
     "several outputs": (two_outputs(), "choose one with --output"),
