@@ -11,7 +11,7 @@ import mmap
 import os
 from pathlib import Path
 
-_ROUNDING = 1e-6  # seconds; a rounding error of this size refuses no request
+_ROUNDING = 1e-6  # in seconds; a rounding error of at most this size refuses no request
 
 
 class Bucket:

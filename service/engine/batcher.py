@@ -37,7 +37,7 @@ log = logging.getLogger("foldserve")
 _MAX_INLINE_SECONDS = 1e-3
 # The seconds between two checks of the deadlines of queued entries, during a long run.
 _SWEEP_SECONDS = 0.05
-# The largest number of seconds of the warm-up. So the warm-up measures only small batches of a slow model.
+# The warm-up ends after this number of seconds. So the warm-up measures only small batches of a slow model.
 _WARM_UP_SECONDS = 1.0
 # The weight of a new measurement in the estimate of the seconds that a run takes.
 _NEW_WEIGHT = 0.2
@@ -83,7 +83,7 @@ class Batcher:
         self._run = run
         self.max_batch = max_batch
         self._max_queue = max_queue
-        self._normal_queue = max_queue - int(max_queue * RESERVE)  # the limit for entries of normal priority
+        self._normal_queue = max_queue - int(max_queue * RESERVE)  # the largest number of rows for normal priority
         self._full = min(max_batch, max_queue / 2)
         self._max_delay = max_delay
         self._max_wait = max_wait
@@ -93,8 +93,8 @@ class Batcher:
         self._high: deque[Entry] = deque()  # entries of high priority, which are run first
         self._queue: deque[Entry] = deque()  # all others
         self._queued_rows = self._high_rows = 0  # the number of rows in both queues, and in `_high`
-        self._scheduled: asyncio.Handle | None = None  # the next call of `_run_next`
-        self._due = math.inf  # the time of the next call, if the call waits for max_delay
+        self._scheduled: asyncio.Handle | None = None  # the scheduled call of `_run_next`
+        self._due = math.inf  # the time of the scheduled call, if the call waits for max_delay
         self.running = False
         self.runs = 0
         self.run_began: float | None = None
@@ -150,7 +150,7 @@ class Batcher:
         """Queue rows, float32 [n, features] with n >= 1, for a run before `deadline`.
 
         high: whether the priority is high. on_result: a function that is called once on this event loop, after this
-        method has returned. The argument of on_result is float32 [n, outputs] or an error. This error is
+        method has returned. The argument of on_result is float32 [n, outputs] or an error. on_result gets the error
         `DeadlinePassed`, `NonFiniteOutput`, or the `RequestError` that the run raises. Any other error of the run
         becomes a `RuntimeFailure`. This method raises `QueueFull`, `Draining` after `drain`, or `ModelNotReady` after
         `close`.
@@ -184,8 +184,9 @@ class Batcher:
     def warm_up(self, rows: Rows) -> None:
         """Measure runs of all sizes before the first entry.
 
-        Without these measurements, the first entries may be refused. rows: float32 [n, features]. The warm-up repeats
-        these rows to fill larger batches. Any thread may call this method. A run that fails ends the warm-up.
+        Without the measurements of the warm-up, the first entries may be refused. rows: float32 [n, features]. The
+        warm-up repeats these rows to fill larger batches. Any thread may call this method. A run that fails ends the
+        warm-up.
         """
         ends = time.perf_counter() + _WARM_UP_SECONDS
         for bits in range(1, self.max_batch.bit_length() + 1):
@@ -265,8 +266,8 @@ class Batcher:
     def _run_next(self) -> None:
         """Run the queued rows: on the event loop while the runs are fast, otherwise one batch on the thread.
 
-        After one piece of a large entry, this method ends, because the rest of the entry may take long. The event loop
-        can then do its other work.
+        After one piece of a large entry, this method ends, so that the event loop can do other work. The rest of a
+        large entry may take long.
         """
         self._scheduled = None
         while (self._high or self._queue) and (batch := self._take_batch()):

@@ -23,7 +23,7 @@ from foldserve.service.metrics import Metrics
 
 log = logging.getLogger("foldserve")
 
-_Key = tuple[str, int, str]  # name, version and stamp
+_Key = tuple[str, int, str]  # the name, the number and the stamp of a version
 
 
 class Deployment:

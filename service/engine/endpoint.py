@@ -20,7 +20,7 @@ from foldserve.service.protocols.reply import Headers, Reply
 from foldserve.service.telemetry.record import Record
 
 _REQUEST_ID = b"x-request-id"
-_MAX_QUERIES = 64  # the largest number of queries whose endpoints are kept
+_MAX_QUERIES = 64  # the largest number of queries whose endpoints are cached
 
 
 class Endpoint:

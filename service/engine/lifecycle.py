@@ -25,7 +25,7 @@ class Lifecycle:
     """Owns the phase of one process.
 
     loss: a text with the reason why the process is lost. device_lost: a function that returns whether the device of a
-    model has failed. Each read of `phase` calls this function.
+    model has failed. Each read of `phase` calls `device_lost`.
     """
 
     def __init__(self, device_lost: Callable[[], bool]) -> None:

@@ -99,15 +99,15 @@ class LiveQuality:
         await self._ask(Question(kind="reset", name=name))
 
     async def refresh_metrics(self) -> None:
-        """Set the metrics of drift and quality. If a process does not answer in time, these metrics are left out."""
+        """Set the metrics of drift and quality. If a process does not answer in time, the metrics are left out."""
         figures: list[Figure] = []
         try:
             answers = await self._ask(Question(kind="snapshots"))
         except DeadlinePassed as error:
             log.error("the metrics of drift and quality are left out: %s", error)
         else:
-            # For a thousand models, this work takes seconds. So the work runs on a thread, and the event loop answers
-            # requests.
+            # For a thousand models, computing the figures takes seconds. So the figures are computed on a thread, and
+            # the event loop can answer requests.
             figures = await asyncio.to_thread(_figures, list(self._repository.ready_models()), answers)
         self._metrics.set_figures(figures)
 

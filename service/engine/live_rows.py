@@ -1,4 +1,4 @@
-"""Keeps the last live rows of one model and their outputs in memory. New versions are tested with these live rows.
+"""Keeps the last live rows of one model and their outputs in memory. New versions are tested with the live rows.
 
 This module uses only rows and outputs. This module does not depend on requests.
 """

@@ -122,8 +122,8 @@ class ObservedExchange(Exchange):
         run = self._run
         if run is not None and not isinstance(outputs, DeadlinePassed):
             record, entry = self._record, self._pending
-            # The batcher may split an entry into several runs. The run time of the entry begins with the first of these
-            # runs.
+            # The batcher may split an entry into several runs. The run time of an entry begins with the first run of a
+            # part of the entry.
             first = getattr(entry, "began", None) if isinstance(entry, Entry) else None
             record.ran_from = run.ran_from if first is None else first
             record.ran_to = run.ran_to

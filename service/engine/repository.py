@@ -115,14 +115,14 @@ _NO_VERSIONS = Versions(MappingProxyType({}), None)
 class Repository:
     """The models by name, and their versions. Any method except `publish` may be called at any time.
 
-    default: the name of the model that answers /predict, or None. endpoints: the endpoints by the path of a request,
-    without percent-encoding. generation: the number of changes of `endpoints` until now.
+    default: the name of the model that answers /predict, or None. endpoints: a dict from the path of a request, without
+    percent-encoding, to its endpoint. generation: the number of changes of `endpoints` until now.
     """
 
     def __init__(self) -> None:
         self._models: Mapping[str, Versions] = {}
         self._retired: list[Model] = []
-        self._failures: dict[int, tuple[Model, str]] = {}  # by the `id` of the model
+        self._failures: dict[int, tuple[Model, str]] = {}  # each model that fails with the reason, by `id`
         self._published: Mapping[bytes, Endpoint] = {}  # all endpoints, also of models that fail their check
         self.default: str | None = None
         self.endpoints: dict[bytes, Endpoint] = {}
@@ -225,7 +225,7 @@ class Repository:
     def shown(self) -> Model | None:
         """The model that the documentation pages use for examples.
 
-        This is the default model if it is ready, and otherwise the first model that is ready.
+        `shown` is the default model if it is ready, and otherwise the first model that is ready.
         """
         if self.default is not None and (found := self._current(self.default)) is not None:
             return found

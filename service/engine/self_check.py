@@ -1,6 +1,6 @@
 """Lets each idle model predict a golden row every few seconds.
 
-A model that fails this check is not ready until it passes the check again. The check runs on the event loop. This
+A model that fails the self-check is not ready until it passes the check again. The check runs on the event loop. This
 module does not find out why a model fails.
 """
 

@@ -48,7 +48,7 @@ def create_app(service: Service) -> FastAPI:
         title="foldserve",
         version=version,
         description="Batch-norm MLPs, folded and certified. `GET /v1/models/{model}/metadata` names the features.",
-        openapi_url=None,  # `_add_pages` adds a route for the OpenAPI document that declares a scope
+        openapi_url=None,  # `_add_pages` adds a route with a scope for the OpenAPI document
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -116,7 +116,10 @@ def _request_error_handler(metrics: Metrics) -> Callable[[Request, RequestError]
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    """Answer an error of the router. The router has only fixed texts: `Not Found`, `Method Not Allowed`."""
+    """Return the response to an error of the router.
+
+    The router has only fixed texts: `Not Found`, `Method Not Allowed`.
+    """
     response = to_response(failure(error.status_code, error.detail))
     response.headers.update(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
@@ -127,7 +130,7 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 
 
 async def _client_disconnected(_: Request, __: ClientDisconnect) -> Response:
-    """Return an empty response, because the client disconnected while it sent the body. This error is not logged."""
+    """Return an empty response, because the client disconnected while it sent the body. A disconnect is not logged."""
     return Response()
 
 

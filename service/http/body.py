@@ -96,7 +96,7 @@ class BodyReader:
             raise InvalidHttp("the body is not in chunks") from None
         self._check_size(len(self._content))
         if self.complete:
-            self._parser = None  # this breaks a reference cycle
+            self._parser = None  # breaks the reference cycle of the reader and its parser
         elif self._framing_size > self._max_head:
             raise HeadTooLarge(f"the headers are larger than {self._max_head} bytes")
         return end

@@ -44,12 +44,12 @@ _LINGER_SECONDS = 2
 # request. If the client was active recently, its connection stays open until _ACTIVE_SECONDS after the last activity.
 _LAST_SECONDS, _ACTIVE_SECONDS = 0.1, 1.0
 # libuv reads up to 8 MB from one connection before it reads from another connection. So after a read of this number of
-# bytes, a connection waits for the next turn of the event loop. With this pause, large bodies do not delay other
+# bytes, a connection waits for the next turn of the event loop. Because of the pause, large bodies do not delay other
 # requests. If the rest of the body is shorter than this number of bytes, the connection does not wait, because a pause
 # takes time.
 _LONG_READ = 2**17
-# A client may close its side of the connection while it waits for responses. The server then sends responses for at
-# most this number of seconds.
+# A client may close its side of the connection while it waits for responses. After the client has closed its side, the
+# server sends responses for at most this number of seconds.
 _HALF_CLOSED_SECONDS = 1.0
 
 
@@ -79,7 +79,7 @@ class Connection(asyncio.Protocol):
         # The received bytes, and the offset of the first byte that is not parsed yet.
         self._unread, self._offset = b"", 0
         self._head_reader = HeadReader(context.heads)
-        self._endpoint: Endpoint | None = None  # set in the phase BODY; None in APP_BODY
+        self._endpoint: Endpoint | None = None  # set in the phase BODY; None in the phase APP_BODY
         self._body: BodyReader | None = None  # set in the phases BODY and APP_BODY
         self._exchange: Exchange | None = None  # set in the phase RESPONSE
         self._reading, self._write_paused = True, False
@@ -336,7 +336,7 @@ class Connection(asyncio.Protocol):
         self._context.count_rejected(error)
         if reply is not None:
             self._write(reply, head, close=True)
-        if self._transport.can_write_eof():  # with TLS, a server can't close only its own side
+        if self._transport.can_write_eof():  # with TLS, a server can't close only its own side of a connection
             self._transport.write_eof()
 
     def _close_half_closed(self) -> None:

@@ -28,8 +28,8 @@ class Limits:
     """The limits of each connection.
 
     max_head, max_body: the largest head and the largest body, in bytes. request_timeout: the largest number of seconds
-    between the first and the last byte of a request. idle_timeout: a connection without a request, or with a client
-    that does not read, closes after this number of seconds.
+    between the first and the last byte of a request. idle_timeout: a connection closes after this number of seconds if
+    it has no request, or if its client does not read.
     """
 
     max_head: int

@@ -37,9 +37,10 @@ class Member:
 
 
 class WorkerCrew:
-    """All workers. Any thread may call `add` and `remove`. Only the coordinator's thread may call the other methods.
+    """All workers. Any thread may call `add` and `remove`.
 
-    before_first: a function that is called before the first plan is served.
+    Only the coordinator's thread may call `prepare` and `commit`. before_first: a function that is called before the
+    first plan is served.
     """
 
     def __init__(self, before_first: Callable[[], object]) -> None:

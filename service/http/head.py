@@ -57,7 +57,7 @@ class Head:
 
 
 class Heads(dict[bytes, Head | None]):
-    """A cache of parsed heads. Most clients send the same head before each body.
+    """A cache of parsed heads. Most clients send the same head with each request.
 
     Each key is the bytes of a head, including the blank line at its end.
 
@@ -105,7 +105,7 @@ class _Collector:
         except httptools.HttpParserError:
             raise InvalidHttp("the bytes are not an HTTP request") from None
         finally:
-            del self._parser  # this breaks a reference cycle
+            del self._parser  # breaks the reference cycle of the collector and its parser
         _check_size(self._url, self._raw, max_head)
         method = parser.get_method()
         if method == b"CONNECT":

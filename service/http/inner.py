@@ -138,7 +138,7 @@ class InnerTransport(asyncio.Transport):
     def detach(self, exc: Exception | None = None) -> None:
         """Disconnect the inner protocol. The real transport stays open."""
         self._attached = False
-        del self._parser  # this breaks a reference cycle
+        del self._parser  # breaks the reference cycle of the transport and its parser
         self._protocol.connection_lost(exc)
 
     # --- for the inner protocol ---------------------------------------------------------------------------------------

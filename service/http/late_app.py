@@ -19,7 +19,7 @@ from foldserve.service.protocols.reply import Reply
 
 
 class LateApp:
-    """An ASGI app for HTTP. create: a function that creates the app for all other requests.
+    """An ASGI app for HTTP. create: a function that creates the app for all requests except health probes.
 
     `create` is called once, on a thread.
     """

@@ -1,6 +1,6 @@
 """A connection whose requests have records. An observer gets each record when the response is complete.
 
-While the server is busy, only some predictions have a record. All other predictions get a record only if they fail.
+While the server is busy, only some predictions have a record. A prediction without a record gets a record if it fails.
 
 Without an observer, clients get an ordinary `Connection`. So requests that nobody observes take no extra time. This
 module does not depend on the use of the records.

@@ -1,7 +1,7 @@
 """Adds response headers that tell browsers to protect their users.
 
-Some of these headers are for all responses. Other headers are only for pages, or only for requests from other sites.
-This module uses ASGI. This module does not depend on routes.
+Some headers are for all responses. Other headers are only for pages, or only for requests from other sites. This module
+uses ASGI. This module does not depend on routes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ NO_SNIFF = (b"x-content-type-options", b"nosniff")
 _EXPOSED = ("Content-Encoding", "Inference-Header-Content-Length", "Retry-After", "WWW-Authenticate", "X-Request-Id")
 EXPOSED_HEADERS = (b"access-control-expose-headers", ", ".join(_EXPOSED).encode())
 
-# The headers of the page at /. The page loads only files of this server. The page has no inline script or style, and no
-# other page can show the page in a frame.
+# The headers of the page at /. The page at / loads only files of this server. The page has no inline script or style,
+# and no other page can show the page in a frame.
 STRICT_PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; "
@@ -30,8 +30,8 @@ STRICT_PAGE_HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 
-# The headers of the page at /docs. The page loads only files of this server. No other page can show this page in a
-# frame. The browser does not send the address of the page to other sites.
+# The headers of the page at /docs. The page at /docs loads only files of this server. No other page can show the page
+# at /docs in a frame. The browser does not send the address of the page to other sites.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -41,7 +41,7 @@ PAGE_HEADERS = {
 
 
 def secured(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
-    """Wrap the app so that its responses have these headers.
+    """Wrap the app so that its responses have the security headers.
 
     origins: the other sites whose pages may use the app; `*` allows all sites.
     """

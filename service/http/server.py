@@ -172,8 +172,8 @@ class _Server(uvicorn.Server):
         self._rpc = _rpc_server(self._settings, self._service)  # this needs the running event loop
         if self._rpc is not None:
             await self._rpc.start()
-        # All objects that exist now stay until the process ends. `freeze` excludes these objects from later garbage
-        # collections. Hardly any object is garbage, so a collection now would only make the start longer.
+        # All objects that exist now stay until the process ends. `freeze` excludes all existing objects from later
+        # garbage collections. Hardly any object is garbage, so a collection now would only make the start longer.
         gc.freeze()
         self._announce()
 

@@ -53,8 +53,8 @@ def _hang_up(_: int, __: object) -> None:
 def refuse_handshakes(listener: socket.socket) -> None:
     """Let the kernel ignore each new connection from now on.
 
-    The filter works for all processes that share the listener. Without this function, the kernel may complete a
-    handshake after the last `accept` and before the listener closes. When the listener closes, the kernel would reset a
+    The filter works for all processes that share the listener. Without this filter, the kernel may complete a handshake
+    after the last `accept` and before the listener closes. When the listener closes, the kernel would reset a
     connection that was not accepted, although its client may already have sent a request. If the kernel ignores a
     client, the client tries again after a second. When the client tries again, the port is closed or the next server
     listens. On systems other than Linux, this function does nothing.

@@ -43,7 +43,8 @@ class Answers:
 
     @cached_property
     def _arrow_writer(self) -> ArrowWriter:
-        # This import comes late, because few clients ask for Arrow, and the library takes memory and time.
+        # This import is not at the top of the module, because few clients ask for Arrow, and the library takes memory
+        # and time.
         from foldserve.service.protocols.arrow import ArrowWriter
 
         return ArrowWriter(self._decision)

@@ -67,7 +67,7 @@ def _column_of(labels: tuple[Label, ...]) -> tuple[Any, Callable[[Indices], Any]
         if values.dtype == np.int64:
             return na.int64(), partial(_numbers, na.int64(), values)
         exact = values.astype(np.float64)
-        if exact.tolist() == list(labels):  # false if float64 can't represent an integer label
+        if exact.tolist() == list(labels):  # the lists differ if float64 can't represent a label
             return na.float64(), partial(_numbers, na.float64(), exact)
     return na.string(), partial(_strings, [_text(label).encode() for label in labels])
 

@@ -125,7 +125,10 @@ class CategoricalColumn:
         return list(map(self._codes.__getitem__, values))
 
     def _code_of_text(self, value: Any, row: int) -> float | None:
-        """Return the code of a text that means a boolean. Raises `InvalidInput` for any other value."""
+        """Return the code of a text that means a boolean.
+
+        Raises `InvalidInput` unless the value is a text that means a boolean.
+        """
         if self._read_boolean is not None and type(value) is str:
             try:
                 return self._codes[self._read_boolean(value)]

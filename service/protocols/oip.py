@@ -9,7 +9,8 @@ rows.
 
 If a request has one tensor for all features, every value is a number. A missing value is NaN in binary and null in
 JSON. A boolean is written as 0 or 1. A category is written as its index. A category that training has not seen has the
-index after the last known category. A request may have a tensor for each column instead (`oip_columns.py`).
+index after the last known category. Instead of one tensor for all features, a request may have one tensor for each
+column (`oip_columns.py`).
 
 This module owns the request and the answer of one inference. This module does not depend on routes, batchers or
 runtimes.
@@ -96,8 +97,8 @@ class OipCodec:
         width = self._columns.width
         row_bytes = max(MAX_ELEMENT_BYTES, 1024 * width)
         self._array = LongArray(("inputs", 0, "data"), "values", max_rows * width, row_bytes, piece_bytes)
-        # A request with one tensor for each column has a tensor for each feature. This request may also have tensors
-        # for columns that training left out.
+        # A request with one tensor for each column has a tensor for each feature. A request with one tensor for each
+        # column may also have tensors for columns that training left out.
         columns = width + len(manifest.ignored)
         self._tensors = LongArray(("inputs",), "tensors", columns, _MAX_COLUMN_BYTES, piece_bytes)
         self._known: dict[bytes, _Known] = {}  # the key is the JSON text; a text with an id is not stored

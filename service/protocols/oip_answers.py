@@ -157,7 +157,7 @@ def parameters(holder: dict[str, Any]) -> dict[str, Any]:
 def flag(given: dict[str, Any], name: str, *, default: bool) -> bool:
     """Return the parameter `name`, which must be true or false.
 
-    Raises `InvalidInput` if the parameter has any other value.
+    Raises `InvalidInput` if the parameter is neither true nor false.
     """
     value = given.get(name, default)
     if type(value) is not bool:

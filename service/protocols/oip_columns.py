@@ -1,9 +1,10 @@
 """Reads a table in the Open Inference Protocol: one tensor for each column.
 
-Clients of KServe and MLServer send one tensor for each column of a table. The values are the same as in the friendly
-protocol. A category is written as its text or number, and a boolean as true or false. A missing value is null in JSON,
-and NaN in binary. The service reads each text in the same way as training read the texts of the table. This module
-turns the tensors of a request into rows. This module does not depend on other parts of the request, or on the answer.
+Clients of KServe and MLServer send one tensor for each column of a table. The values of a tensor have the same form as
+in the friendly protocol. A category is written as its text or number, and a boolean as true or false. A missing value
+is null in JSON, and NaN in binary. The service reads each text in the same way as training read the texts of the table.
+This module turns the tensors of a request into rows. This module does not depend on other parts of the request, or on
+the answer.
 
 https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md#tensor-data-types
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md

@@ -15,8 +15,8 @@ from foldserve.service.arrays import Rows
 from foldserve.service.bundle import Feature
 from foldserve.service.metrics import Counts, Unusual
 
-# The number of values that are compared in one step. With this number, the arrays of one step fit into the cache of the
-# processor.
+# The number of values that are compared in one step. With `_STEP` values, the arrays of one step fit into the cache of
+# the processor.
 _STEP = 2**16
 # Rows are joined until NumPy compares about this many values in one loop, because a loop over one short row is slow.
 _COMPARED = 1024
@@ -115,7 +115,7 @@ class Ranges:
         feature = self._features[column]
         if feature.kind == "categorical":
             return "a category that training has not seen"
-        # Each float32 is converted by its shortest text, so the message has 0.1 instead of 0.10000000149011612.
+        # The text of a float32 has as few digits as possible: 0.1 instead of 0.10000000149011612.
         low, high = (float(str(bound[column])) for bound in (self._low, self._high))
         if feature.kind == "boolean":
             return f"training has only seen {'true' if low else 'false'}"

@@ -73,7 +73,7 @@ class Columns:
         each text in the same way as training read the texts of the table. first_row: the index of the first row in the
         request. booleans: whether a value may be true or false. Raises `InvalidInput`.
         """
-        if len(values) == self.width:  # most requests have one row, and then this is faster than slices
+        if len(values) == self.width:  # most requests have one row, for which slices are slower
             for column in self._converted:
                 values[column.place] = column.code(values[column.place], first_row)
         else:

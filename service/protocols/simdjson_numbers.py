@@ -44,8 +44,8 @@ _parsers = _Parsers()
 def read_numbers(body: bytes | bytearray, piece: Piece, width: int) -> npt.NDArray[np.float64] | None:
     """Read a piece of numbers, or of arrays of `width` numbers each, as float64 [values].
 
-    The returned numbers are finite. Returns None if the piece has any other content; the caller must then check the
-    piece with `parse_piece`.
+    The returned numbers are finite. Returns None for a piece with other values; the caller must then check the piece
+    with `parse_piece`.
     """
     nested = piece.brackets != 0
     if piece.end - piece.start >= _MAX_TEXT or (nested and piece.brackets != 2 * piece.elements):

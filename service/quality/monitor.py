@@ -160,7 +160,7 @@ class Monitor:
         """Count labelled rows and the errors of their outputs.
 
         labels: float64 [rows]; each number is a class index, or the value of a regression.
-        `training/report/evaluate.py` computes the metrics of the manifest with the same formulas.
+        `training/report/evaluate.py` computes the metrics of the manifest with the formulas of this method.
         """
         sums = np.zeros(self.size)
         sums[Sum.LABELLED] = len(labels)

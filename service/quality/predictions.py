@@ -1,7 +1,7 @@
 """Remembers the last predictions of one model, by the id of the request, for labels that become known later.
 
-The predictions are stored only in memory, and their number of rows has an upper limit. This module uses ids and
-outputs. This module does not depend on labels.
+The predictions are stored only in memory, and their number of rows has an upper limit. This module uses the ids of
+requests and their outputs. This module does not depend on labels.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ _SOON_ROWS, _SOON_SECONDS = 512, 10.0
 _GROWTH = 4
 
 # A function that counts rows, float32 [rows, features], and their outputs, float32 [rows, outputs]. The last argument
-# of this function is the weight of each row.
+# of a `Count` is the weight of each row.
 Count = Callable[[Rows, Outputs, int], None]
 
 

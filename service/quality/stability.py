@@ -69,7 +69,7 @@ class Stability:
         count = self._sums(used)
         p, q = (self._shares(counts, used, count) for counts in (self._training, live))
         psi = self._sums((q - p) * np.log(q / p))
-        with np.errstate(divide="ignore", invalid="ignore"):  # without rows, the result is not used
+        with np.errstate(divide="ignore", invalid="ignore"):  # without live rows, the result is not used
             trained = self._sums(self._training)
             noise = _chi_squared(np.maximum(count - 1, 0)) * (1 / trained + (1 / rows if rows else np.inf))
         figures = zip(psi.tolist(), noise.tolist(), trained.tolist(), strict=True)

@@ -73,7 +73,7 @@ class CudaRunner:
         # function raises an error unless the new session reproduces the golden outputs.
         self.check_reopened: Callable[[Run], object] = lambda _: None
         self._session: Any = None
-        self._graphs: list[BoundBuffers] = []  # one for each bucket, in the order of `options.buckets`
+        self._graphs: list[BoundBuffers] = []  # one graph for each bucket, in the order of `options.buckets`
         self._large: LargeBatches | None = None
         self._seconds_to_open = 0.0
         try:
@@ -128,7 +128,7 @@ class CudaRunner:
             # memory.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
             return
-        self._graphs, self._large, self._session = [], None, None  # free these objects before the memory that they use
+        self._graphs, self._large, self._session = [], None, None  # free the graphs before the memory that they use
         self._stream.close()
 
     def _run_or_recover(self, rows: Rows) -> Outputs:

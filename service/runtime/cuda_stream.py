@@ -171,7 +171,7 @@ class CudaStream:
             raise DeviceError(f"CUDA is not available, `foldserve doctor` shows why: {error}") from error
         self._copies = 0  # the address of a second stream, which copies while the first stream computes
         self._events: list[int] = []
-        self._buffers: dict[int, Buffer] = {}  # from the address on the device to the buffer
+        self._buffers: dict[int, Buffer] = {}  # each buffer by its address on the device
         self._graphs: list[c_void_p] = []
 
     def buffer(self, shape: tuple[int, int]) -> Buffer:

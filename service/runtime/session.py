@@ -183,8 +183,8 @@ def require_provider(provider: str) -> None:
 def run_options() -> Any:
     """Create the options of a run. With these options, ONNX Runtime captures no CUDA graph in a run."""
     options = ort.RunOptions()
-    # A session on the CPU needs this entry too. Without this entry, ONNX Runtime throws and catches a C++ exception in
-    # each run.
+    # A session on the CPU needs the entry `gpu_graph_id` too. Without the entry, ONNX Runtime throws and catches a C++
+    # exception in each run.
     options.add_run_config_entry("gpu_graph_id", "-1")
     return options
 

@@ -1,8 +1,9 @@
-"""Changes a model so that its runs on CUDA take less time. The changed model computes the same function.
+"""Changes a model so that its runs on CUDA take less time.
 
-This module uses a parsed graph. This module does not use sessions. The three shortcuts come from the documentation of
-CUDA and of ONNX Runtime, and from the sources of ONNX Runtime. The shortcuts were never measured on a GPU. So `load`
-checks the golden rows with all shortcuts, and turns all of them off if a check fails.
+The changed model computes the same function as the original model. This module uses a parsed graph. This module does
+not use sessions. The three shortcuts come from the documentation of CUDA and of ONNX Runtime, and from the sources of
+ONNX Runtime. The shortcuts were never measured on a GPU. So `load` checks the golden rows with all shortcuts, and turns
+all of them off if a check fails.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class _Biases:
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._graph = graph
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
-        self._wider: dict[str, int] = {}  # from the name of a tensor to the number of columns added to it
+        self._wider: dict[str, int] = {}  # the number of columns added to a tensor, by its name
 
     def move(self) -> bool:
         """Change the graph. Return whether a bias was moved."""
@@ -142,5 +143,5 @@ class _Biases:
 
 
 def _added(columns: int) -> int:
-    """Return how many columns to add, at least one."""
+    """Return the number of columns to add, which is at least one."""
     return _ALIGNED - columns % _ALIGNED

@@ -38,7 +38,7 @@ class AccessLog:
         # For each line that is not written yet: the time, the record and the number of skipped requests.
         self._waiting: list[tuple[float, Record | None, int]] = []
         self._skipped = 0
-        atexit.register(self.close)  # write the lines that wait when the event loop ends
+        atexit.register(self.close)  # writes the lines that still wait when the process ends
 
     def add(self, record: Record) -> None:
         """Add a line. `_write` formats the line later, because formatting many lines at once takes less time."""

@@ -45,8 +45,8 @@ log = logging.getLogger("foldserve")
 
 # When the server stops, it waits at most this number of seconds until the last spans and metrics are sent.
 _FLUSH_SECONDS = 3.0
-# The largest number of traces that may be sent without a pause. After these traces, more traces are spread evenly over
-# time.
+# The largest number of traces that may be sent without a pause. After this number of traces, further traces are spread
+# evenly over time.
 _BURST = 10
 # A request that the sampler does not take costs less time than a trace. So 20 requests that the sampler does not take
 # count as one trace.

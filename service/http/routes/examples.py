@@ -58,7 +58,7 @@ def _current_models(repository: Repository, shown: Model) -> list[Model]:
 def _describe_parameters(document: dict[str, Any], names: list[str], version: int) -> None:
     """List the names of the models in each path with a model, so that /docs offers them.
 
-    The first name is preselected.
+    /docs preselects the first name.
     """
     for path, operations in document["paths"].items():
         for operation in operations.values():

@@ -86,7 +86,8 @@ def _add_server(routes: APIRouter, service: Service, server: tuple[str, str], ex
     async def metadata() -> dict[str, Any]:
         return {"name": name, "version": version, "extensions": list(extensions)}
 
-    # On the listeners of `foldserve serve`, late_app.py answers these paths, and startup.py before the first load.
+    # On the listeners of `foldserve serve`, `late_app.py` answers the health paths. Until the models are loaded for the
+    # first time, `startup.py` answers the health paths.
     health: dict[str, Any] = {"tags": ["health"], "response_model": dict[str, bool]}
 
     @routes.get("/v2/health/live", summary="The process answers", **health)
