@@ -1,4 +1,4 @@
-"""Decides when the server begins a request. An overloaded process refuses some requests, and answers the others soon.
+"""Decides when the server begins a request. An overloaded process refuses some requests, and answers all others soon.
 
 For small models, the event loop is the bottleneck: reading and writing requests takes longer than the runs of the
 model. Without a limit, one turn of the event loop would work on thousands of requests. During a turn with thousands of
@@ -91,8 +91,8 @@ class Admission:
 
         Returns 0 if the request is queued. A request is refused if its expected wait is longer than `patience` or
         `max_wait`. For a refused request, the result is the value of Retry-After in seconds. `max_wait` does not apply
-        to a request that the next turn can begin. If `max_wait` applied to these requests, a turn might begin no
-        request at all.
+        to a request that the next turn can begin. If `max_wait` applied to such a request too, the next turn might
+        begin no request at all.
         """
         if self._first_arrival is None:
             self._first_arrival = now

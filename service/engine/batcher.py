@@ -150,10 +150,9 @@ class Batcher:
         """Queue rows, float32 [n, features] with n >= 1, for a run before `deadline`.
 
         high: whether the priority is high. on_result: a function that is called once on this event loop, after this
-        method has returned. The argument of on_result is float32 [n, outputs] or an error. on_result gets the error
-        `DeadlinePassed`, `NonFiniteOutput`, or the `RequestError` that the run raises. Any other error of the run
-        becomes a `RuntimeFailure`. This method raises `QueueFull`, `Draining` after `drain`, or `ModelNotReady` after
-        `close`.
+        method has returned. The argument of on_result is float32 [n, outputs] or an error: `DeadlinePassed`,
+        `NonFiniteOutput`, or the `RequestError` that the run raises. Any other error of the run becomes a
+        `RuntimeFailure`. This method raises `QueueFull`, `Draining` after `drain`, or `ModelNotReady` after `close`.
         """
         if self._closed:
             raise ModelNotReady("the model is not ready")
@@ -185,7 +184,7 @@ class Batcher:
         """Measure runs of all sizes before the first entry.
 
         Without the measurements of the warm-up, the first entries may be refused. rows: float32 [n, features]. The
-        warm-up repeats these rows to fill larger batches. Any thread may call this method. A run that fails ends the
+        warm-up repeats `rows` to fill larger batches. Any thread may call this method. A run that fails ends the
         warm-up.
         """
         ends = time.perf_counter() + _WARM_UP_SECONDS

@@ -219,8 +219,8 @@ class Exchange:
             body = content.inflated(self._headers, body, resources.limits.max_body, resources.memory)
             return resources.codec.decode(self._headers, body)
         except RequestError as error:
-            # The frames of a traceback refer to the body and to the frame that gets this error. This cycle of
-            # references would keep the body in memory.
+            # The frames of a traceback refer to the body and to the frame that gets this error. A cycle of references
+            # would keep the body in memory, so the traceback is deleted.
             error.__traceback__ = error.__context__ = None
             return error
 

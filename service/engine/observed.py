@@ -36,7 +36,7 @@ class LastRun:
         self._seconds = self.ran_to = 0.0
 
     def __call__(self, rows: int, seconds: float, waited: list[float]) -> None:
-        """Remember a run. The arguments are the arguments of a `BatchObserver`."""
+        """Remember a run. The arguments have the same meaning as in a `BatchObserver`."""
         self._runs += 1
         self.ran_to = time.monotonic()
         self._seconds = seconds
@@ -122,8 +122,8 @@ class ObservedExchange(Exchange):
         run = self._run
         if run is not None and not isinstance(outputs, DeadlinePassed):
             record, entry = self._record, self._pending
-            # The batcher may split an entry into several runs. The run time of an entry begins with the first run of a
-            # part of the entry.
+            # The batcher may split an entry into several runs. If an entry is split, its run time begins with the run
+            # of its first part.
             first = getattr(entry, "began", None) if isinstance(entry, Entry) else None
             record.ran_from = run.ran_from if first is None else first
             record.ran_to = run.ran_to

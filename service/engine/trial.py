@@ -21,7 +21,7 @@ _TIMED_RUNS = 5
 
 
 def compare(old: Model, new: Model, trial: Trial) -> Outcome:
-    """Compare two versions. If the trial forbids a difference of the interfaces, the outcome has the reason.
+    """Compare two versions. If the interfaces differ and the trial forbids it, the outcome names the differences.
 
     If the trial asks for the changes of the answers, and the answers can be compared, the outcome has these changes.
     """

@@ -61,9 +61,9 @@ class Heads(dict[bytes, Head | None]):
 
     Each key is the bytes of a head, including the blank line at its end.
 
-    check: a function that is called with the headers of each parsed head. The function raises an error to refuse a
-    request. If a head is not in the cache, the cache parses the head. If the key is not a complete head, the value is
-    None. A look-up raises `InvalidHttp`, `UrlTooLong`, `HeadTooLarge`, and the errors of `check`.
+    check: a function that is called with the headers of each parsed head. `check` raises an error to refuse a request.
+    If a head is not in the cache, the cache parses the head. If the key is not a complete head, the value is None. A
+    look-up raises `InvalidHttp`, `UrlTooLong`, `HeadTooLarge`, and the errors of `check`.
     """
 
     def __init__(self, max_head: int, check: Callable[[Headers], object] = lambda _: None) -> None:

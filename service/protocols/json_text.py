@@ -95,7 +95,7 @@ def parse_json(text: bytes | bytearray | memoryview) -> Any:
 def has_booleans(text: bytes | bytearray) -> bool:
     """Return whether `true` or `false` occurs in the text.
 
-    The search for one letter is fast. Most requests have neither an r nor an f.
+    The search for one letter is fast. Most requests contain neither the letter r nor the letter f.
     """
     return (_R in text and b"true" in text) or (_F in text and b"false" in text)
 

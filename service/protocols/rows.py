@@ -69,9 +69,9 @@ class Columns:
     def from_json_values(self, values: list[Any], first_row: int = 0, *, booleans: bool = True) -> Rows:
         """Read the values of whole rows, one row after the other, as float32 [rows, features].
 
-        A boolean is true or false, a category is its string or number, and a missing value is None. The function reads
-        each text in the same way as training read the texts of the table. first_row: the index of the first row in the
-        request. booleans: whether a value may be true or false. Raises `InvalidInput`.
+        A boolean is given as true or false, a category as its string or number, and a missing value as None. The
+        function reads each text in the same way as training read the texts of the table. first_row: the index of the
+        first row in the request. booleans: whether a value may be true or false. Raises `InvalidInput`.
         """
         if len(values) == self.width:  # most requests have one row, for which slices are slower
             for column in self._converted:
@@ -219,7 +219,7 @@ class Columns:
             )
 
     def _refuse_at(self, bad: npt.NDArray[np.bool_], reason: str, first_row: int = 0) -> None:
-        """Raise `InvalidInput` if `bad`, a bool array [rows, features], has a True.
+        """Raise `InvalidInput` if `bad`, a bool array [rows, features], contains a True.
 
         The message names the row and column of the first True.
         """

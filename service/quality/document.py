@@ -30,12 +30,13 @@ _NORMAL = 1.95996
 
 
 class FeatureDrift(BaseModel):
-    """The drift of one feature. `training` and `live` have the number of rows in each bin between `edges`.
+    """The drift of one feature.
 
-    `psi`: the population stability index; null without a training histogram or without live rows. `noise`: a limit that
-    the index exceeds by chance alone in one of 1,000 cases. `below`: the share of the rows with a value below the first
-    edge. `above`: the share of the rows with a value above the last edge. For a categorical feature, `unseen` is the
-    share of the rows with a category that training has not seen.
+    `training` and `live` have the number of rows in each bin; `edges` are the edges of the bins. `psi`: the population
+    stability index; null without a training histogram or without live rows. `noise`: a limit that the index exceeds by
+    chance alone in one of 1,000 cases. `below`: the share of the rows with a value below the first edge. `above`: the
+    share of the rows with a value above the last edge. For a categorical feature, `unseen` is the share of the rows
+    with a category that training has not seen.
     """
 
     name: str

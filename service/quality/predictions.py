@@ -77,7 +77,7 @@ class Predictions:
         self._size = size
         self._rows = 0  # the number of rows that were stored since the start
         self._blocks: deque[_Block] = deque()  # the oldest block comes first
-        self._block_of: dict[bytes, _Block] = {}  # the index: from each id to its block
+        self._block_of: dict[bytes, _Block] = {}  # the block of each id in the index
         self._labelled: dict[bytes, Prediction] = {}  # the predictions for which labels have arrived
         self._waiting_ids: list[bytes] = []
         self._waiting_outputs: list[Outputs] = []

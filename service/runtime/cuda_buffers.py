@@ -52,7 +52,7 @@ class BoundBuffers:
         if shortcuts.ones:
             self._rows.host[:, self.columns :] = 0
             self._rows.host[:, self.columns] = 1
-        self._bound: tuple[int, Any] | None = None  # a number of rows, and ONNX Runtime's binding for this number
+        self._bound: tuple[int, Any] | None = None  # a number of rows, and ONNX Runtime's binding for this number of rows
         self._replay: Callable[[], None] | None = None
         self._options = run_options()
         # The copy of the outputs follows on the same stream, so the run need not wait for the device. The capture of a
@@ -60,7 +60,10 @@ class BoundBuffers:
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     def capture(self) -> None:
-        """Capture a run of all `size` rows, with all copies. Later calls of `run` launch the captured graph."""
+        """Capture a CUDA graph of a run of all `size` rows, including the copies to and from the device.
+
+        Later calls of `run` launch the captured graph.
+        """
         add_run = partial(self._add_run, self.size, self._stream.upload)
         for _ in range(_RUNS_BEFORE_CAPTURE):
             add_run()

@@ -1,4 +1,4 @@
-"""The only module that opens ONNX Runtime sessions. A session runs on exactly the requested device.
+"""This is the only module that opens ONNX Runtime sessions. A session runs on exactly the requested device.
 
 Serving, the certificate, the doctor and the diagnosis all use this module. So a model is certified and served with
 sessions of the same kind. This module uses ONNX Runtime and the bytes of a model. This module does not depend on
