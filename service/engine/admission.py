@@ -91,8 +91,8 @@ class Admission:
 
         Returns 0 if the request is queued. A request is refused if its expected wait is longer than `patience` or
         `max_wait`. For a refused request, the result is the value of Retry-After in seconds. `max_wait` does not apply
-        to a request that the next turn can begin. If `max_wait` applied to such a request too, the next turn might
-        begin no request at all.
+        to a request that the next turn can begin. If `max_wait` applied to requests that the next turn can begin, that
+        turn might begin no request.
         """
         if self._first_arrival is None:
             self._first_arrival = now

@@ -52,7 +52,7 @@ class BoundBuffers:
         if shortcuts.ones:
             self._rows.host[:, self.columns :] = 0
             self._rows.host[:, self.columns] = 1
-        self._bound: tuple[int, Any] | None = None  # a number of rows, and ONNX Runtime's binding for this number of rows
+        self._bound: tuple[int, Any] | None = None  # a number of rows, and ONNX Runtime's binding for such a batch
         self._replay: Callable[[], None] | None = None
         self._options = run_options()
         # The copy of the outputs follows on the same stream, so the run need not wait for the device. The capture of a
