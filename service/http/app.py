@@ -123,9 +123,11 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
     response = to_response(failure(error.status_code, error.detail))
     response.headers.update(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        # The router lists only the methods of the first route with this path, so this function lists all methods.
+        # The router lists only the methods of the first route with this path, so this function lists all methods. A
+        # mounted app has no methods here, and has set the header itself.
         found = (x for x in iter_route_contexts(request.app.routes) if x.matches(request.scope)[0] is not Match.NONE)
-        response.headers["allow"] = ", ".join(sorted({method for route in found for method in route.methods or ()}))
+        if methods := {method for route in found for method in route.methods or ()}:
+            response.headers["allow"] = ", ".join(sorted(methods))
     return response
 
 
