@@ -32,13 +32,21 @@ LIBRARIES = ("httptools", "numpy", "onnxruntime", "orjson", "pysimdjson", "uvloo
 TOLERANCE = 0.03
 # Valgrind makes runs so slow that the batcher would move some runs to its thread. The number of runs on the thread
 # would depend on the machine. So the measured server allows runs of up to 60 seconds on the event loop. The server also
-# does no periodic work, because the number of periods depends on the machine. benchmarks/drift.py measures the cost of
-# drift.
+# does no periodic work, because the number of periods depends on the machine: its main loop only waits for the signal
+# to stop. benchmarks/drift.py measures the cost of drift.
 SERVER = """
+import asyncio
 import sys
 from foldserve.service.cli import main
 from foldserve.service.engine import batcher
+from foldserve.service.http import server
+
+async def wait_for_signal(self):
+    while not self.should_exit:
+        await asyncio.sleep(1)
+
 batcher._MAX_INLINE_SECONDS = 60.0
+server._Server.main_loop = wait_for_signal
 flags = ["--threads", "1", "--device", "cpu", "--no-drift", "--no-watch", "--self-check", "0"]
 sys.exit(main(["serve", "--models", "models", "--port", "0", *flags]))
 """
