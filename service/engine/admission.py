@@ -66,8 +66,9 @@ class Admission:
         self._high: deque[tuple[Waiting, int]] = deque()
         self._normal: deque[tuple[Waiting, int]] = deque()
         self._high_bytes = self._normal_bytes = 0
-        # Three weighted sums over the latest turns: the bytes of requests, the seconds in `begin`, and all seconds of
-        # the event loop. `_measured` is the time of the last measurement, or None without a queue.
+        # Weighted sums over the latest turns: `_bytes` sums the bytes of requests, `_begin_seconds` the seconds in
+        # `begin`, and `_all_seconds` all seconds of the event loop. `_measured` is the time of the last measurement, or
+        # None without a queue.
         self._bytes, self._begin_seconds, self._all_seconds = 0.0, 0.0, 0.0
         self._measured: float | None = None
         # The times of the first and the last arrival since the last turn that began requests.

@@ -99,7 +99,10 @@ class LiveQuality:
         await self._ask(Question(kind="reset", name=name))
 
     async def refresh_metrics(self) -> None:
-        """Set the metrics of drift and quality. If a process does not answer in time, the metrics are left out."""
+        """Set the metrics of drift and quality.
+
+        If a process does not answer in time, the metrics of drift and quality are left out.
+        """
         figures: list[Figure] = []
         try:
             answers = await self._ask(Question(kind="snapshots"))

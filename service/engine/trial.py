@@ -23,7 +23,7 @@ _TIMED_RUNS = 5
 def compare(old: Model, new: Model, trial: Trial) -> Outcome:
     """Compare two versions. If the interfaces differ and the trial forbids it, the outcome names the differences.
 
-    If the trial asks for the changes of the answers, and the answers can be compared, the outcome has these changes.
+    The outcome also shows how the answers changed, if the trial asks for this and the answers can be compared.
     """
     changes = list(interface_changes(old.manifest, new.manifest))
     measures: dict[str, Any] = {"against": old.manifest.version}

@@ -15,7 +15,7 @@ _MOST_SERIES = 100
 
 
 def figures_of(drift: Drift) -> Iterator[Figure]:
-    """Yield the figures of one version."""
+    """Yield the figures about the drift of one version."""
     model = (drift.model, str(drift.version))
     if drift.state != "off":
         yield from _features(drift, model)

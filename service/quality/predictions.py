@@ -66,7 +66,7 @@ class _Block:
 
 
 class Predictions:
-    """The predictions of the last `size` rows. Only one event loop calls the methods.
+    """The predictions of the last `size` rows. Only one event loop calls the methods of `Predictions`.
 
     If two requests have the same id, only the later request is remembered. A request with more rows than `size` is not
     remembered. If the access log or traces are on, every request has an id. So remembering a request must be cheap, and

@@ -1,7 +1,7 @@
 """Takes a sample of the rows that a model answers. Another thread counts the sample, so replies do not wait.
 
 In each run of the model, each row is copied at most once. While the server is busy, only every k-th row is taken. Each
-row that was taken then counts k times. So the cost of the sampling per second has an upper limit. This module does not
+row in the sample then counts as k rows. So the cost of the sampling per second has an upper limit. This module does not
 count the rows itself.
 """
 
