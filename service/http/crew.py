@@ -1,6 +1,6 @@
 """Lets the coordinator change the models of all workers of a supervisor. First, every worker prepares a change.
 
-Then every worker commits the change. This module uses the lines to the workers. This module does not depend on
+Then every worker commits the change. This module uses the message line to each worker. This module does not depend on
 processes.
 """
 

@@ -1,7 +1,7 @@
 """Passes a question of one worker to all workers. When all workers have answered, returns the answers to this worker.
 
-Only the supervisor's thread that receives messages calls the methods of `Questions`. This module uses the lines to the
-workers. This module does not depend on processes.
+Only the supervisor's thread that receives messages calls the methods of `Questions`. This module uses the message line
+to each worker. This module does not depend on processes.
 """
 
 from __future__ import annotations

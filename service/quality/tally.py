@@ -85,7 +85,7 @@ class Window:
             self._began = self._clock()
 
     def _drop_old(self) -> int:
-        """Drop the parts that are older than the window. Return the number of the current part."""
+        """Drop the parts that are older than the window. Return the number of the current part of the window."""
         step = int(self._clock() // self._step)
         while self._parts and self._parts[0][0] <= step - PARTS:
             self._parts.popleft()

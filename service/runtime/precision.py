@@ -21,8 +21,9 @@ _TYPES: dict[Precision, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto
 # these operators need no conversion.
 _SAME_TYPE = {"Relu", "Gelu", "Sigmoid", "Tanh", "Mul", "Concat", "Split"}
 # The factors in this table follow from measurements on the golden rows of 13 models, with rounded operands and float32
-# sums. With the 11 significant bits of TF32 and fp16, the outputs differ by up to 118 times the certificate's
-# tolerance. With the 8 significant bits of bf16, the outputs differ by up to 953 times the certificate's tolerance.
+# sums. With the 11 significant bits of TF32 and fp16, the outputs differ from the golden outputs by up to 118 times the
+# certificate's tolerance. With the 8 significant bits of bf16, the outputs differ from the golden outputs by up to 953
+# times the certificate's tolerance.
 _FACTORS = {"fp32": 1.0, "tf32": 200.0, "fp16": 200.0, "bf16": 1600.0}
 
 
