@@ -20,7 +20,7 @@ from foldserve.training.errors import ModelImportError
 from foldserve.training.imports.layers import Array, Layer
 
 INPUT = "input"
-# The certificate evaluates 4,096 rows. One value of this width then takes 2 GiB as float32.
+# The certificate evaluates 4,096 rows at once, so a value of `MAX_COLUMNS` columns takes 2 GiB as float32.
 MAX_COLUMNS = 2**17
 
 
