@@ -79,7 +79,6 @@ class ObservedConnection(Connection):
         if time.monotonic() >= self._observer.next:
             exchange = endpoint.start_observed(head.headers, body, self._reply, self._begin_record(head))
         else:
-            self._observer.skipped += 1
             self.request_id = head.request_id or self._observer.make_id()
             exchange = endpoint.start_unrecorded(head.headers, body, self._reply, self)
         if self._phase is RESPONSE:  # `_reply` may already have changed the phase
@@ -87,21 +86,18 @@ class ObservedConnection(Connection):
 
     def note_error(self, exchange: UnrecordedExchange, error: Exception) -> Record:
         """Create the record of a request that has failed, and store the error in the record."""
-        record = self._late_record(exchange)
+        record = self._new_record(self._head)
+        exchange.fill(record)
         record.note_error(error)
         return record
 
-    def _late_record(self, exchange: UnrecordedExchange) -> Record:
-        """Create the record of a request that was first counted as skipped."""
-        self._observer.skipped -= 1
-        record = self._new_record(self._head)
-        exchange.fill(record)
-        return record
-
     def _write(self, reply: Reply, head: Head | None, *, close: bool) -> None:
-        request_id = self.request_id if self._record is None else self._record.request_id
+        record = self._record
+        request_id = self.request_id if record is None else record.request_id
         self._transport.write(self._context.encode(reply, close=close, head=head, request_id=request_id))
-        if self._record is not None:
+        if record is None:
+            self._observer.skipped += 1
+        else:
             self._finish_record(reply.status)
 
     def _refuse_key(self, error: RequestError, head: Head) -> None:
@@ -131,7 +127,7 @@ class ObservedConnection(Connection):
     def _record_unanswered(self) -> None:
         """If the current request has no record, create its record now, because its client has disconnected."""
         if isinstance(self._exchange, UnrecordedExchange):
-            self._late_record(self._exchange)
+            self._exchange.fill(self._new_record(self._head))
 
     def _refuse(self, error: RequestError) -> None:
         status = self._inner.status or STATUS[type(error)][0]
