@@ -135,16 +135,16 @@ def _pair(outcome: Outcome, status: int) -> str:
 
 
 def _pair_after_sending(outcome: Outcome, status: int) -> str:
-    """Return percentiles without the time that the driver was late."""
+    """Return percentiles of the latency, from the time at which the driver sent the request."""
     found = (np.array(outcome.answered) - np.array(outcome.sent))[np.array(outcome.status, int) == status] * 1e3
     return f"{np.percentile(found, 50):.2f} / {np.percentile(found, 99):.2f}" if len(found) else "-"
 
 
 def _shares(figures: Figures) -> str:
-    """Compare the processor time during the overload with its duration.
+    """Return the processor time of the server and of the driver, as shares of the duration of the overload.
 
-    If the server got much less than a whole core, other programs had the rest. Then the goodput per second says little.
-    If the driver needed a whole core, it read the responses late.
+    If the server got much less than a whole core, other programs used the rest, and the goodput per second says little
+    about the server. If the driver needed a whole core, the driver read the responses late.
     """
     seconds = figures.overload.span()
     return f"{figures.overload_s / seconds:.0%} / {figures.driver_s / seconds:.0%}"
