@@ -2,7 +2,7 @@
 
 This module does not depend on HTTP. An event loop of asyncio accepts one connection in each turn. A turn takes long if
 hundreds of connections are busy, so new connections and health checks would wait. An `Acceptor` accepts all waiting
-connections in each turn.
+connections in each turn. If several workers share the socket, the worker with the fewest connections accepts first.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ import socket
 import ssl
 from collections.abc import Callable
 
+from foldserve.service.http.shares import Share
+
 log = logging.getLogger("foldserve")
 
 # The largest number of connections that are accepted in one turn. After this number of connections, the event loop
 # first serves the open connections.
 _MAX_PER_TURN = 64
-# The largest number of connections that one of several workers accepts in one turn. A client often opens all
-# connections of its pool at once and keeps them open. The number is small, so that other workers accept some of these
-# connections. A busy worker has long turns, so it accepts fewer connections than an idle worker.
-_MAX_PER_TURN_OF_WORKER = 2
+# If another worker has fewer connections, this worker waits for this number of seconds before it looks again.
+_YIELD_SECONDS = 0.001
+# A worker with more connections waits at most _MAX_YIELDS times. Then it accepts _MAX_PER_YIELD connections itself,
+# because the other worker may hang. The limit is small, so that a worker that is only late still gets its share.
+_MAX_YIELDS = 20
+_MAX_PER_YIELD = 8
 # If the process or the machine has no file descriptor or no memory for a connection, the acceptor tries again after
 # this number of seconds.
 _RETRY_SECONDS = 0.5
@@ -35,9 +39,9 @@ _HANDSHAKE_SECONDS = 1.0
 class Acceptor:
     """Accepts connections, and creates a protocol for each connection.
 
-    listener: a socket that listens. The caller closes the listener after `stop`. shared: whether other workers also
-    accept connections of this listener. current_tls: a function that returns the TLS context for the next handshake;
-    None means connections without TLS.
+    listener: a socket that listens. The caller closes the listener after `stop`. current_tls: a function that returns
+    the TLS context for the next handshake; None means connections without TLS. share: the share of this process, if
+    other workers also accept connections of this listener. The protocols count their connections in `share`.
     """
 
     def __init__(
@@ -45,22 +49,23 @@ class Acceptor:
         listener: socket.socket,
         create_protocol: Callable[[], asyncio.BaseProtocol],
         current_tls: Callable[[], ssl.SSLContext | None] = lambda: None,
-        *,
-        shared: bool = False,
+        share: Share | None = None,
     ) -> None:
         self._listener = listener
         self._create_protocol = create_protocol
         self._current_tls = current_tls
-        self._max_per_turn = _MAX_PER_TURN_OF_WORKER if shared else _MAX_PER_TURN
+        self._share = share
+        self._yields = 0  # how often this worker has left the connections that wait now to another worker
         self._opening: set[asyncio.Task[None]] = set()  # a task for each connection without a protocol yet
-        self._retry: asyncio.TimerHandle | None = None
+        self._retry: asyncio.TimerHandle | None = None  # set while the event loop does not watch the listener
         self._failing = False  # whether the last `accept` failed; the failure is already logged
 
     def start(self) -> None:
         """Begin to accept connections. Call this method only on the event loop."""
-        self._retry = None
         self._listener.setblocking(False)
-        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+        if self._share is not None:
+            self._share.join()
+        self._watch()
 
     async def stop(self) -> None:
         """Accept the connections that the kernel has queued, then stop accepting.
@@ -68,6 +73,8 @@ class Acceptor:
         Without this step, the kernel would reset the queued connections when the listener closes, although their
         clients may already have sent requests.
         """
+        if self._share is not None:
+            self._share.leave()
         for _ in range(_MAX_AT_STOP):
             if not self._accept_one():
                 break
@@ -77,10 +84,20 @@ class Acceptor:
         if self._opening:
             await asyncio.wait(self._opening, timeout=_HANDSHAKE_SECONDS)
 
+    def _watch(self) -> None:
+        self._retry = None
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
     def _accept(self) -> None:
-        for _ in range(self._max_per_turn):
+        overdue = self._yields == _MAX_YIELDS
+        for _ in range(_MAX_PER_YIELD if overdue else _MAX_PER_TURN):
+            if not overdue and self._share is not None and not self._share.is_smallest(len(self._opening)):
+                self._yields += 1
+                self._wait(_YIELD_SECONDS)
+                return
             if not self._accept_one():
                 break
+        self._yields = 0
 
     def _accept_one(self) -> bool:
         """Accept one connection. Returns whether more connections may wait."""
@@ -118,7 +135,15 @@ class Acceptor:
         if not self._failing:
             log.error("can't accept connections: %s", error.strerror)
         self._failing = True
-        loop = asyncio.get_running_loop()
+        self._wait(_RETRY_SECONDS)
+
+    def _wait(self, seconds: float) -> None:
+        """Stop watching the listener, and try again later."""
         if self._retry is None:
+            loop = asyncio.get_running_loop()
             loop.remove_reader(self._listener)
-            self._retry = loop.call_later(_RETRY_SECONDS, self.start)
+            self._retry = loop.call_later(seconds, self._resume)
+
+    def _resume(self) -> None:
+        self._watch()
+        self._accept()

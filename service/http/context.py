@@ -16,6 +16,7 @@ from foldserve.service.engine.endpoint import Endpoint
 from foldserve.service.errors import RequestError
 from foldserve.service.http.head import Head, Heads
 from foldserve.service.http.security import EXPOSED_HEADERS, NO_SNIFF
+from foldserve.service.http.shares import Share
 from foldserve.service.protocols.body import BodyMemory
 from foldserve.service.protocols.reply import Headers, Reply
 from foldserve.service.telemetry.record import Observer
@@ -47,6 +48,7 @@ class ConnectionContext:
     the record of each request; None if requests have no records. guard: checks the API key of each request for an
     endpoint; None if requests need no key. check_head: a function that is called with the headers of a request, and
     raises an error to refuse the request. cors: whether web pages of other origins may read the responses.
+    share: counts the connections, if other workers accept connections of the same listener.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class ConnectionContext:
         guard: Guard | None = None,
         check_head: Callable[[Headers], object] = lambda _: None,
         cors: bool = False,
+        share: Share | None = None,
     ) -> None:
         self._endpoints = endpoints
         self.limits = limits
@@ -69,6 +72,7 @@ class ConnectionContext:
         self.heads = Heads(limits.max_head, check_head)
         self.guard = guard
         self.cors = cors
+        self.share = share
         self._response_heads: dict[tuple[object, ...], bytes] = {}
         self._date = _date()
 

@@ -29,6 +29,7 @@ from foldserve.service.http.late_app import LateApp, answering_head
 from foldserve.service.http.listeners import Listeners, is_on_loopback
 from foldserve.service.http.observed import ObservedConnection
 from foldserve.service.http.security import secured
+from foldserve.service.http.shares import Share
 from foldserve.service.http.tls import Tls
 from foldserve.service.settings import Settings
 
@@ -66,15 +67,16 @@ class Door:
         scheme = "http" if self.tls is None else "https"
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
-    def acceptor(self, state: ServerState, *, shared: bool) -> Acceptor:
+    def acceptor(self, state: ServerState) -> Acceptor:
         """Create the acceptor for the clients of the listener.
 
-        state: the state of the uvicorn server that counts these clients. shared: whether other workers use the same
-        listener.
+        state: the state of the uvicorn server that counts these clients.
         """
         tls = self.tls
         create_protocol = partial(_create_connection, self.context, self.config, state)
-        return Acceptor(self.listener, create_protocol, lambda: None if tls is None else tls.context, shared=shared)
+        return Acceptor(
+            self.listener, create_protocol, lambda: None if tls is None else tls.context, self.context.share
+        )
 
     def tick(self) -> None:
         """Run the tasks that are due once a second."""
@@ -101,7 +103,7 @@ def create_doors(
     settings: Settings, service: Service, listeners: Listeners, tls: Sequence[Tls | None]
 ) -> Sequence[Door]:
     """Create a door for each listener, the main one first. tls: the result of `load_tls`."""
-    door = partial(_create_door, settings, service, cache(partial(_create_app, service)))
+    door = partial(_create_door, settings, service, listeners.share, cache(partial(_create_app, service)))
     if listeners.admin is None:
         return [door(tuple(Scope), listeners.main, settings.host, service.endpoints, tls[0])]
     return [
@@ -113,6 +115,7 @@ def create_doors(
 def _create_door(
     settings: Settings,
     service: Service,
+    share: Share | None,
     create_app: Callable[[], FastAPI],
     scopes: Collection[Scope],
     listener: socket.socket,
@@ -136,6 +139,7 @@ def _create_door(
         guard=service.guard,
         check_head=HostCheck(settings.allowed_hosts, host, address, settings.cors_origins).check,
         cors=bool(settings.cors_origins),
+        share=share,
     )
     app = LateApp(service, partial(_guard_app, create_app, service, scopes))
     config = uvicorn.Config(

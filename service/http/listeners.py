@@ -15,6 +15,7 @@ from pathlib import Path
 
 from foldserve.service.access.hosts import is_loopback
 from foldserve.service.errors import StartError
+from foldserve.service.http.shares import Share
 from foldserve.service.settings import Settings
 
 log = logging.getLogger("foldserve")
@@ -26,11 +27,13 @@ BACKLOG = 2048  # the largest number of connections in the kernel's queue of eac
 class Listeners:
     """The bound sockets of a server. A process can pass this object to another process.
 
-    admin: the socket for metrics and administration; None if metrics and administration use the main socket.
+    admin: the socket for metrics and administration; None if metrics and administration use the main socket. share: the
+    share of this process in the connections; None if no other process accepts connections.
     """
 
     main: socket.socket
     admin: socket.socket | None
+    share: Share | None = None
 
     @property
     def all(self) -> Sequence[socket.socket]:

@@ -162,8 +162,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 (each door has its own)
         await super().startup([])  # without sockets, because uvicorn would accept only one connection in each turn
-        shared = self._settings.workers > 1
-        self._acceptors = [door.acceptor(self.server_state, shared=shared) for door in self._doors]
+        self._acceptors = [door.acceptor(self.server_state) for door in self._doors]
         for acceptor in self._acceptors:
             acceptor.start()
         self._service.deployment.attach(asyncio.get_running_loop())

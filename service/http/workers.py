@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -26,6 +26,7 @@ from foldserve.service.http.crew import Member, WorkerCrew
 from foldserve.service.http.line import Line
 from foldserve.service.http.listeners import Listeners
 from foldserve.service.http.questions import Questions
+from foldserve.service.http.shares import Share, create_shares
 from foldserve.service.http.stopping import HANDSHAKE_SECONDS, UNREADY_SIGNAL, refuse_handshakes
 from foldserve.service.http.worker_control import WorkerControl
 from foldserve.service.live.command import Command, outcome_of
@@ -54,6 +55,7 @@ class _Worker:
 
     process: Any  # a process of the spawn context, whose class has no public name
     member: Member
+    share: Share
     started: float
     ready: bool = False
 
@@ -102,6 +104,8 @@ class _Supervisor:
         # release the locks.
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
+        # The shares that no living worker has.
+        self._free_shares = create_shares(self._context, settings.workers)
         # Python calls a signal handler in the main thread, but the kernel may deliver the signal to another thread. If
         # another thread gets the signal, the pipe wakes up the main thread.
         self._signalled, self._wakeup = os.pipe()
@@ -172,14 +176,14 @@ class _Supervisor:
     def _start_worker(self) -> None:
         with _deferred_stop_signals():
             messages, pipe = self._context.Pipe(duplex=True)
-            process = self._context.Process(
-                target=_run_worker, args=(self._serve, self._settings, self._listeners, pipe)
-            )
+            share = self._free_shares.pop()
+            listeners = replace(self._listeners, share=share)
+            process = self._context.Process(target=_run_worker, args=(self._serve, self._settings, listeners, pipe))
             process.start()
             pipe.close()
             member = Member(Line(messages))
             self._crew.add(member)
-            self._workers.append(_Worker(process, member, time.monotonic()))
+            self._workers.append(_Worker(process, member, share, time.monotonic()))
 
     def _wait_for_message(self, workers: list[_Worker]) -> list[_Worker]:
         """Wait until a worker has sent a message or has died.
@@ -235,6 +239,8 @@ class _Supervisor:
         log.error("worker %d died with status %s; starting another", dead.process.pid, dead.process.exitcode)
         mark_process_dead(dead.process.pid)  # type: ignore[no-untyped-call]
         self._workers.remove(dead)
+        dead.share.leave()
+        self._free_shares.append(dead.share)
         self._crew.remove(dead.member)
         self._questions.remove(dead.member.line)
         dead.member.line.close()

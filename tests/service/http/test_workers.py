@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,15 @@ from tests.service.support import (
     environment,
     flip_byte,
     foldserve,
+    receive,
+    request,
     serving,
     through,
     write_square_root,
 )
 
 BODY = b'{"instances": [[1, 3]]}'
+PREDICT = request("POST", "/predict", body=BODY)
 TWO = ("--workers", 2)
 
 
@@ -197,6 +201,50 @@ def test_a_supervisor_that_is_killed_during_the_start_leaves_no_worker_and_no_tr
 
 
 # --- replacement -----------------------------------------------------------------------------------------------------
+
+
+# --- shares ----------------------------------------------------------------------------------------------------------
+
+
+def sockets(pid: int) -> int:
+    """Return the number of open sockets of a process."""
+    found = 0
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # the process has just closed this file
+            found += str(entry.readlink()).startswith("socket:")
+    return found
+
+
+@contextmanager
+def connected(server: Served, count: int) -> Iterator[None]:
+    """Open connections at once, and get an answer on each connection."""
+    with ExitStack() as stack:
+        clients = [stack.enter_context(server.connect()) for _ in range(count)]
+        for client in clients:
+            client.sendall(PREDICT)
+        assert [receive(client).status for client in clients] == [200] * count
+        yield
+
+
+def test_each_worker_gets_a_share_of_connections_that_are_opened_at_once(served: Served) -> None:
+    without = {pid: sockets(pid) for pid in workers(served.process.pid)}
+    for count in (32, 8, 64):
+        with connected(served, count):
+            shares = [sockets(pid) - before for pid, before in without.items()]
+        assert sum(shares) == count
+        assert min(shares) >= count // 4, shares  # a worker that gets no processor time for a moment may get fewer
+        until(lambda: {pid: sockets(pid) for pid in without} == without)
+
+
+def test_a_worker_accepts_the_share_of_a_worker_that_hangs(served: Served) -> None:
+    hung, other = workers(served.process.pid)
+    before = sockets(other)
+    os.kill(hung, signal.SIGSTOP)
+    try:
+        with connected(served, 100):
+            assert sockets(other) == before + 100
+    finally:
+        os.kill(hung, signal.SIGCONT)
 
 
 def test_a_worker_that_dies_is_replaced_while_new_connections_are_answered(served: Served) -> None:

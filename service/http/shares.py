@@ -1,0 +1,55 @@
+"""Counts the connections of each worker in memory that all workers share, so that every worker gets a fair share.
+
+Without this count, the worker that wakes up first accepts all connections that a client opens at once. This module does
+not depend on sockets or on HTTP.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import MutableSequence
+from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+from typing import Any
+
+# The count of a worker that accepts no connections, because the worker starts, stops or is dead.
+_ABSENT = sys.maxsize // 2
+
+
+@dataclass(frozen=True)
+class Share:
+    """The number of connections of one worker, beside the numbers of all workers.
+
+    counts: int64 [workers], in shared memory. Each worker writes only its own element, so the workers need no lock.
+    index: the element of this worker.
+    """
+
+    counts: MutableSequence[int]
+    index: int
+
+    def join(self) -> None:
+        """Begin to take part. This worker has no connections yet."""
+        self.counts[self.index] = 0
+
+    def leave(self) -> None:
+        """Take part no longer, because this worker accepts no more connections."""
+        self.counts[self.index] = _ABSENT
+
+    def change(self, connections: int) -> None:
+        """Add to the number of connections of this worker. The argument is negative if connections have ended."""
+        self.counts[self.index] += connections
+
+    def is_smallest(self, opening: int) -> bool:
+        """Return whether no other worker has fewer connections.
+
+        opening: connections that this worker has accepted, but has not counted yet.
+        """
+        own = self.counts[self.index] + opening
+        return all(own <= count for index, count in enumerate(self.counts) if index != self.index)
+
+
+def create_shares(context: BaseContext, workers: int) -> list[Share]:
+    """Create the share of each worker. context: the context that starts the processes."""
+    counts: Any = context.RawArray(ctypes.c_int64, [_ABSENT] * workers)
+    return [Share(counts, index) for index in range(workers)]
