@@ -22,6 +22,7 @@ from foldserve.service.arrays import Outputs
 _MAX_WAITING = 128
 # The largest number of bytes in the id of a request. `safe_id` refuses a longer id.
 _MAX_ID = 128
+_SEPARATOR = b"\n"  # no value of a header has this byte
 
 
 @dataclass
@@ -42,7 +43,9 @@ class _Block:
 
     def __init__(self, first: int, ids: Sequence[bytes], outputs: Sequence[Outputs]) -> None:
         self.first = first
-        self.ids = tuple(ids)
+        # One object for all ids. Thousands of small objects that live long would spread the allocations of each request
+        # over memory that no cache has.
+        self._ids = _SEPARATOR.join(ids)
         self.indexed = False
         self._lengths = tuple(map(len, outputs))
         # `bytes.join` is much faster than `numpy.concatenate`. The type hints of NumPy do not say that an array is a
@@ -54,6 +57,11 @@ class _Block:
         """Return the outputs of one request, and the number of rows that were stored before these outputs."""
         start, stop = self._ranges[request_id]
         return self.first + start, self._outputs[start:stop]
+
+    @property
+    def ids(self) -> list[bytes]:
+        """The ids of the requests, in their order."""
+        return self._ids.split(_SEPARATOR)
 
     @cached_property
     def _ranges(self) -> dict[bytes, tuple[int, int]]:
@@ -104,6 +112,8 @@ class Predictions:
         if max(map(len, ids)) > _MAX_ID or max(map(len, outputs)) > self._size:
             kept = [i for i, key in enumerate(ids) if len(key) <= _MAX_ID and len(outputs[i]) <= self._size]
             ids, outputs = [ids[i] for i in kept], [outputs[i] for i in kept]
+            if not ids:
+                return
         block = _Block(self._rows, ids, outputs)
         self._rows = block.end
         self._blocks.append(block)
