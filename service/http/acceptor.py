@@ -20,10 +20,11 @@ log = logging.getLogger("foldserve")
 # The largest number of connections that are accepted in one turn. After this number of connections, the event loop
 # first serves the open connections.
 _MAX_PER_TURN = 64
-# If another worker has fewer connections, this worker waits for this number of seconds before it looks again.
+# If another worker has fewer connections, this worker waits for this number of seconds before it checks again.
 _YIELD_SECONDS = 0.001
-# A worker with more connections waits at most _MAX_YIELDS times. Then it accepts _MAX_PER_YIELD connections itself,
-# because the other worker may hang. The limit is small, so that a worker that is only late still gets its share.
+# A worker with more connections waits at most _MAX_YIELDS times. After these waits, the worker accepts _MAX_PER_YIELD
+# connections itself, because the other worker may hang. _MAX_PER_YIELD is small, so that a worker that is only late
+# still gets its share of the connections.
 _MAX_YIELDS = 20
 _MAX_PER_YIELD = 8
 # If the process or the machine has no file descriptor or no memory for a connection, the acceptor tries again after
@@ -40,8 +41,8 @@ class Acceptor:
     """Accepts connections, and creates a protocol for each connection.
 
     listener: a socket that listens. The caller closes the listener after `stop`. current_tls: a function that returns
-    the TLS context for the next handshake; None means connections without TLS. share: the share of this process, if
-    other workers also accept connections of this listener. The protocols count their connections in `share`.
+    the TLS context for the next handshake; None means connections without TLS. share: the `Share` of this process; None
+    if no other worker accepts connections of this listener. Each protocol counts its connection in `share`.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Acceptor:
         self._create_protocol = create_protocol
         self._current_tls = current_tls
         self._share = share
-        self._yields = 0  # how often this worker has left the connections that wait now to another worker
+        self._yields = 0  # how often this worker has waited for another worker to accept
         self._opening: set[asyncio.Task[None]] = set()  # a task for each connection without a protocol yet
         self._retry: asyncio.TimerHandle | None = None  # set while the event loop does not watch the listener
         self._failing = False  # whether the last `accept` failed; the failure is already logged

@@ -19,7 +19,7 @@ _ABSENT = sys.maxsize // 2
 
 @dataclass(frozen=True)
 class Share:
-    """The number of connections of one worker, beside the numbers of all workers.
+    """The number of connections of one worker, and the numbers of all other workers.
 
     counts: int64 [workers], in shared memory. Each worker writes only its own element, so the workers need no lock.
     index: the element of this worker.
@@ -29,11 +29,11 @@ class Share:
     index: int
 
     def join(self) -> None:
-        """Begin to take part. This worker has no connections yet."""
+        """Begin to count the connections of this worker, which has no connections yet."""
         self.counts[self.index] = 0
 
     def leave(self) -> None:
-        """Take part no longer, because this worker accepts no more connections."""
+        """Stop counting, because this worker accepts no more connections."""
         self.counts[self.index] = _ABSENT
 
     def change(self, connections: int) -> None:
@@ -43,7 +43,7 @@ class Share:
     def is_smallest(self, opening: int) -> bool:
         """Return whether no other worker has fewer connections.
 
-        opening: connections that this worker has accepted, but has not counted yet.
+        opening: the number of connections that this worker has accepted, but has not counted yet.
         """
         own = self.counts[self.index] + opening
         return all(own <= count for index, count in enumerate(self.counts) if index != self.index)

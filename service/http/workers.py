@@ -104,7 +104,7 @@ class _Supervisor:
         # release the locks.
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
-        # The shares that no living worker has.
+        # The shares that belong to no living worker.
         self._free_shares = create_shares(self._context, settings.workers)
         # Python calls a signal handler in the main thread, but the kernel may deliver the signal to another thread. If
         # another thread gets the signal, the pipe wakes up the main thread.

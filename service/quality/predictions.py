@@ -22,7 +22,7 @@ from foldserve.service.arrays import Outputs
 _MAX_WAITING = 128
 # The largest number of bytes in the id of a request. `safe_id` refuses a longer id.
 _MAX_ID = 128
-_SEPARATOR = b"\n"  # no value of a header has this byte
+_SEPARATOR = b"\n"  # no header value contains this byte
 
 
 @dataclass
@@ -37,14 +37,13 @@ class _Block:
     """The predictions that one call of `tick` stores.
 
     first: the number of rows that were stored before this block. indexed: whether the index of `Predictions` contains
-    this block. Most servers get few labels, so ranges and arrays are computed only for a search. The ids are a tuple of
-    bytes, because the garbage collector does not visit a tuple of bytes.
+    this block. Most servers get few labels, so ranges and arrays are computed only for a search.
     """
 
     def __init__(self, first: int, ids: Sequence[bytes], outputs: Sequence[Outputs]) -> None:
         self.first = first
-        # One object for all ids. Thousands of small objects that live long would spread the allocations of each request
-        # over memory that no cache has.
+        # All ids are in one bytes object. Thousands of small objects that live long would spread the allocations of
+        # each request over memory that is in no cache of the processor.
         self._ids = _SEPARATOR.join(ids)
         self.indexed = False
         self._lengths = tuple(map(len, outputs))
@@ -60,7 +59,7 @@ class _Block:
 
     @property
     def ids(self) -> list[bytes]:
-        """The ids of the requests, in their order."""
+        """The ids of the requests, in the order of the requests."""
         return self._ids.split(_SEPARATOR)
 
     @cached_property
