@@ -21,7 +21,7 @@ DEMO := .demo/models
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar on $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-# The build arguments of an image set its labels, and the package index that has its torch.
+# The build arguments set the labels of an image, and the package index from which the image gets torch.
 IMAGE_ARGUMENTS = --build-arg VERSION=$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
 	--build-arg REVISION=$(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null || echo unknown) \
 	--build-arg CREATED=$(shell git log -1 --format=%cI 2>/dev/null || echo unknown) \
@@ -128,8 +128,8 @@ test-keras: install $(KERAS)/installed ## Import random models that Keras saves,
 	@packages=$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])'); \
 	PYTHONPATH="$(CURDIR):$$packages" $(KERAS)/bin/python -m pytest --confcutdir=tests/keras tests/keras
 
-# Atheris runs foldserve with the packages of `make install`. Atheris saves the inputs that it finds in the folder
-# .fuzz, for the next run.
+# Atheris runs foldserve with the packages of `make install`. The inputs that Atheris has found are saved in the folder
+# .fuzz, so that the next run can use them.
 fuzz: install $(FUZZ)/installed ## Fuzz the routes, the tensor codec and the reader of heads, FUZZ_SECONDS each
 	SERVER_PYTHON=$(abspath $(BIN)/python) FUZZ_SECONDS=$(FUZZ_SECONDS) $(FUZZ)/bin/python tests/fuzz/openapi.py
 	@set -e; packages=$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])'); \
