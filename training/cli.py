@@ -131,8 +131,8 @@ def _fit(parsed: argparse.Namespace) -> None:
         _require(library)
     with ExitStack() as stack:
         # Under torchrun, the processes join a group before they do anything else. A group of processes prints an error
-        # only once. Without torchrun, the process reads the table before it imports torch, because the import takes
-        # seconds. So an error in the table is reported before this slow import.
+        # only once. Without torchrun, the process reads the table first, so that an error in the table is reported at
+        # once. The import of torch takes seconds, so torch is imported later.
         world = _join(stack, execution.device) if _TORCHRUN in os.environ else None
         bundle.require_writable(plan.models)  # checked before the training, so that a wrong folder is reported at once
         table = _read(plan.data)
@@ -166,8 +166,8 @@ def _start_trainer() -> Iterator[None]:
     """Show a progress bar while PyTorch is imported, which takes a second. Switch off Python's garbage collection
     during the import.
 
-    The import creates no garbage. Garbage collection during the import and at the end of the process would take another
-    0.4 s.
+    The import leaves no garbage to collect. Garbage collection during the import and at the end of the process would
+    take another 0.4 s.
     """
     from foldserve.training.progress import StartProgress
 

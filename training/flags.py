@@ -50,7 +50,8 @@ def add_options(group: argparse._ArgumentGroup, owner: Options, only: Sequence[s
 
 def _argument(kind: Any) -> dict[str, Any]:
     """Return the keyword arguments of `add_argument` for a field of type `kind`."""
-    # `Literal[...] | None` is a Union before Python 3.14, and any other `kind | None` is a UnionType.
+    # Before Python 3.14, the origin of `Literal[...] | None` is Union, and the origin of any other `kind | None` is
+    # UnionType.
     if get_origin(kind) in (Union, UnionType):  # None means that the flag is not given
         (kind,) = (each for each in get_args(kind) if each is not NoneType)
     known: dict[Any, dict[str, Any]] = {
@@ -66,7 +67,7 @@ def _argument(kind: Any) -> dict[str, Any]:
 
 
 def split_texts(text: str) -> tuple[str, ...]:
-    """Split `text` like one row of a CSV file. So a value with a comma can be quoted."""
+    """Split `text` like one row of a CSV file, so that a value with a comma can be quoted."""
     return tuple(next(csv.reader([text]), ()))
 
 
@@ -103,7 +104,9 @@ def read_data_options(parsed: argparse.Namespace) -> DataOptions:
 
 
 def read_plan(parsed: argparse.Namespace) -> tuple[Plan, Execution]:
-    """Return the plan that consists of the preset and the changes by the given flags. Raises `TrainingError`."""
+    """Return the preset with the changes that the given flags make, and the options for the execution. Raises
+    `TrainingError`.
+    """
     preset = PRESETS[parsed.preset]
     data = read_data_options(parsed)
     try:

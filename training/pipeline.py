@@ -196,7 +196,7 @@ def fit_member(
 
     Each member has different initial weights and a different order of rows.
     """
-    # The seeds of the members are far apart. So two ensembles whose seeds are neighbours have no member in common.
+    # The seeds of the members are far apart, so that two ensembles with seeds such as 1 and 2 have no member in common.
     seed = (plan.seed + member * 0x9E3779B1) % 2**32
     epochs = plan.recipe.resolved(len(prepared.train)).epochs or 0
     first, total = member * epochs, plan.architecture.members * epochs
@@ -249,8 +249,8 @@ def export(plan: Plan, trained: Trained) -> Written:
     """Export the model to ONNX, certify it, and write the bundle.
 
     Raises `ParityError` if the certificate does not hold, and `DataError` if the test file can't be read. Raises
-    `ExportError` or `BundleError` if the model or the bundle can't be written. This function has more than 50 lines,
-    because all steps after a training stay in one function.
+    `ExportError` or `BundleError` if the model or the bundle can't be written. This function may have more than 50
+    lines, because it keeps all steps after a training together.
     """
     table, split, task = trained.table, trained.split, trained.table.task
     test, train_rows = load_held_out(plan.data, table, split), table.x[split.train]

@@ -1,7 +1,7 @@
-"""The plan of a training run: every setting that decides its result, and where it runs.
+"""The plan of a training run: every setting that decides the result, and the options for where the training runs.
 
-The annotation of a field is its line in `foldserve-train fit --help`. The module imports no torch, so that `--help` is
-quick.
+The annotation of a field is its line in `foldserve-train fit --help`. The module does not import torch, so that
+`--help` is quick.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Thousands = Literal["", ",", ".", " ", "'"]
 TaskOption = Literal["auto", "classification", "regression"]
 
 _MIN_EPOCHS = 5
-# If all epochs of a training together would have more rows than this, the default number of epochs is smaller.
+# The default number of epochs is reduced if all epochs of a training together would have more rows than this number.
 _MAX_ROWS_SEEN = 3_000_000
 
 
@@ -156,12 +156,12 @@ class Recipe:
     def resolved(self, rows: int) -> Recipe:
         """Return the recipe with a batch size and a number of epochs that suit `rows` training rows.
 
-        A batch size or a number of epochs that the user gave does not change.
+        If the user gave a batch size or a number of epochs, it does not change.
 
         The batch size is a power of two. A batch has 32 to 256 rows, so that an epoch has about `steps` steps. On a
-        large table, a batch may have up to 1024 rows, so that an epoch has about 1024 steps. The number of epochs is
-        `most_epochs`. If all epochs together would have more than 3 million rows, the number of epochs is smaller, but
-        at least 5.
+        large table, a batch may have up to 1024 rows, so that an epoch has about 1024 steps. The default number of
+        epochs is `most_epochs`. If all epochs together would have more than 3 million rows, the default number of
+        epochs is smaller, but at least 5.
         """
         small, large = min(max(rows // self.steps, 32), 256), min(rows // 1024, 1024)
         size = 2 ** round(log2(max(small, large)))
@@ -263,8 +263,8 @@ class Plan:
 
     preset: the name of the preset from which the architecture and the recipe were made. seed: the seed of the split and
     of the fit. threads: the number of CPU threads of the fit. The number of threads affects the last bits of the
-    result, because a sum in two threads and a sum in one thread are rounded differently. Raises `ValueError` for a
-    value out of range.
+    result, because a sum that is split between two threads is rounded differently from a sum in one thread. Raises
+    `ValueError` for a value out of range.
     """
 
     data: DataOptions

@@ -82,14 +82,16 @@ def describe_bundle(bundle: Bundle, notes: tuple[str, ...], findings: str, secon
 
 
 def _describe_originals(certificate: Certificate) -> str:
-    """Say against which arithmetic and which runtimes an imported model was compared."""
+    """Name the arithmetic and the runtimes that an imported model was compared with."""
     runtimes = dict.fromkeys(each.runtime for each in certificate.measurements if each.runtime.endswith("original"))
     originals = [f"also with {runtime.removesuffix(', original')}" for runtime in runtimes]
     return "; ".join([f"with {certificate.reference}", *originals])
 
 
 def _detail(column: Column) -> str:
-    """Return the number of categories of a column, or an example of the notation of its numbers."""
+    """Return a short detail about a column, such as its number of categories, or an example of how its numbers are
+    written.
+    """
     if column.categories:
         return str(len(column.categories))
     if column.kind == "time" and column.reading is not None:

@@ -18,7 +18,7 @@ def format_name(name: object) -> str:
 
 
 def flag_value(text: str) -> str:
-    """Quote `text` as one value of a flag that takes a list.
+    """Quote `text` so that a flag that takes a list reads it as one value.
 
     The value is quoted as in a CSV file if it has commas, and then quoted for a shell.
     """

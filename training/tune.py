@@ -37,8 +37,9 @@ class Trial:
 def tune(plan: Plan, table: Table, trials: int, on_trial: Callable[[Trial], None] = lambda _: None) -> Plan:
     """Return `plan` with the architecture and the recipe of the trial with the lowest validation loss.
 
-    The first trial is the plan itself. A trial is stopped when its loss is worse than the median loss of the earlier
-    trials. The same plan and table give the same result. Raises `FitError` if no trial finishes.
+    The first trial uses the settings of `plan`, or the closest settings in the search space. A trial is stopped when
+    its loss is worse than the median loss of the earlier trials. The same plan and table give the same result. Raises
+    `FitError` if no trial finishes.
     """
     # With a lower log level, Optuna would print the traceback of a failed trial.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -74,7 +75,7 @@ def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
 
 
 def _planned_parameters(plan: Plan) -> dict[str, int | float]:
-    """Return the parameters of the trial for which `_suggest` returns an unchanged plan.
+    """Return the parameters with which `_suggest` returns `plan` unchanged.
 
     If the plan is outside the search space, return the parameters of the closest plan in the search space.
     """

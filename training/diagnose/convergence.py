@@ -2,9 +2,9 @@
 
 The module measures the speed of the training and the inputs of the sigmoids.
 
-The experiment is the one of figure 1 in Ioffe and Szegedy (2015, arXiv:1502.03167), with batches of 60 rows and plain
-SGD. The paper of Ioffe and Szegedy gives no learning rate. So the experiment runs at several learning rates. The
-networks with and without batch norm may need different rates. The module draws no plot.
+The experiment repeats figure 1 of Ioffe and Szegedy (2015, arXiv:1502.03167), with batches of 60 rows and plain SGD.
+The experiment runs at several learning rates, because the paper does not name one. Networks with and without batch norm
+may also need different rates. The module draws no plot.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _BATCH = 60
 _MEASUREMENTS = 80
 PERCENTILES = (15, 50, 85)
 
-# The goal is this share of the highest score of all runs. The speed of a training is measured by the number of steps
-# until its score reaches the goal.
+# A run reaches the goal when its score is at least this share of the highest score of all runs. The fewer steps a run
+# needs to reach the goal, the faster it counts.
 _GOAL = 0.95
 # BN counts as faster if the number of steps without BN is more than this factor times the number of steps with BN.
 _FASTER = 1.1
@@ -76,9 +76,10 @@ class Run:
 
         The figures are NaN if the training diverged.
 
-        The first figure is the range of the median input of the sigmoid that `percentiles` describes. The second figure
-        is the largest range of a layer's mean input. The third figure is the largest ratio of a layer's highest
-        variance to its lowest variance.
+        The first figure is the range of a typical sigmoid's median input. The percentiles of the same sigmoid are in
+        `percentiles`. For the second figure, the range of the mean input is computed for each layer, and the largest
+        range is taken. For the third figure, each layer's highest variance is divided by its lowest variance, and the
+        largest ratio is taken.
         """
         medians, means, variances = (np.array(v) for v in (self.percentiles, self.means, self.variances))
         smallest = np.maximum(variances.min(0), np.finfo(np.float64).tiny)
@@ -123,7 +124,7 @@ def _measure_run(sample: Sample, plan: DiagnosisPlan, *, batch_norm: bool, rate:
             inputs.append(sigmoid_inputs(network, sample.held_out.x))
     if diverged:
         scores[-1], inputs[-1] = math.nan, torch.full_like(inputs[-1], math.nan)
-    stacked = np.stack([layers.double().numpy() for layers in inputs])  # [measurements, layers, rows, units]
+    stacked = np.stack([layers.double().numpy() for layers in inputs])  # of shape [measurements, layers, rows, units]
     # NumPy must not warn about NaN and infinity, which occur if the training diverges.
     with np.errstate(invalid="ignore", over="ignore"):
         # The percentiles of the last layer's inputs: [measurements, percentiles, units].
@@ -149,7 +150,8 @@ def _score(network: nn.Sequential, sample: Sample) -> float:
 
 @torch.no_grad()
 def sigmoid_inputs(network: nn.Sequential, x: Tensor) -> Tensor:
-    """Compute the inputs of the sigmoids in each layer for x [rows, features]. Return [layers, rows, units].
+    """Compute the inputs of the sigmoids in each layer for x [rows, features]. Return a tensor of shape [layers, rows,
+    units].
 
     The network is in training mode, and x is one batch. The running statistics of `network` do not change.
     """
@@ -167,7 +169,7 @@ def find_goal(runs: tuple[Run, ...]) -> float:
 
 
 def describe_speed(runs: tuple[Run, ...], score_name: str) -> str:
-    """Say how many steps each network needs to the goal at its best learning rate, and whether BN is faster."""
+    """Say how many steps each network needs to reach the goal at its best learning rate, and whether BN is faster."""
     goal, limit = find_goal(runs), max(run.steps[-1] for run in runs)
     if goal <= 0:
         return "No run learned anything in these steps, so this shows nothing."

@@ -1,4 +1,4 @@
-"""The settings of a diagnosis. The module imports no torch, so that `--help` is quick."""
+"""The settings of a diagnosis. The module does not import torch, so that `--help` is quick."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def draw_moments(without: Run, with_bn: Run) -> Plot:
 
 
 def draw_gradients(measured: Sequence[Depth], *, trained: bool) -> Plot:
-    """Draw the gradient norm by layer. The lines of deeper networks are stronger.
+    """Draw the gradient norm by layer. The deeper a network, the more opaque its line.
 
     There are two charts for each activation: one without batch norm, and one with batch norm.
     """
@@ -174,7 +174,7 @@ def _describe_prediction() -> str:
 
 
 def _predict(norms: Norms) -> Norms | None:
-    """Return the points of a line with the predicted slope, drawn above the measured norms. Return None if a norm is 0
+    """Return the points of a line with the predicted slope, placed above the measured norms. Return None if a norm is 0
     or not finite.
     """
     if not np.isfinite(norms).all() or (norms <= 0).any():

@@ -22,13 +22,13 @@ from foldserve.training.fit.loop import Examples
 from foldserve.training.network.preprocessing import fit_preprocessing, transform
 from foldserve.training.table.schema import Table
 
-# The largest number of rows of a sample. Each network of a diagnosis is trained for at most a few thousand steps. So
-# with more rows, the diagnosis would take longer but give the same result.
+# The largest number of rows of a sample. Each network of a diagnosis is trained for at most a few thousand steps. With
+# more rows, the diagnosis would therefore take longer but give the same result.
 MAX_ROWS = 20_000
 _MIN_ROWS = 20
 _HELD_OUT_SHARE = 0.25
-# The largest number of held-out rows. The number of held-out rows is small, because each network is measured on all
-# held-out rows up to a hundred times. All held-out rows also form one batch in training mode.
+# The largest number of held-out rows. The number is small for two reasons. Each network is measured on all held-out
+# rows up to a hundred times, and in training mode all held-out rows are one batch.
 _MAX_HELD_OUT = 1_000
 
 OnProgress = Callable[[str, int, int], None]

@@ -47,14 +47,15 @@ _Name = TypeVar("_Name")
 
 @dataclass(frozen=True)
 class Model:
-    """The figures of one graph. parameters: the number of values in the initialisers. size: the size of the file in
-    bytes.
+    """The figures of one ONNX graph. parameters: the number of values in the initialisers. size: the size of the file
+    in bytes.
 
     nodes: the number of nodes in the file. run: the operators that ONNX Runtime runs after it has optimised the graph,
     including the Softmax. written: the number of bytes per row that all operators together write, including the output
-    of the model. peak: the largest number of bytes per row that a single operator reads and writes, if no operator
-    overwrites its input. latency: the median latency in seconds. For example, `latency[True][64]` is for 64 rows with
-    the graph optimisations of ONNX Runtime, and `latency[False][64]` is without these optimisations.
+    of the model. peak: the largest number of bytes per row that a single operator reads and writes, if every operator
+    writes its output into new memory. latency: the median latency in seconds. For example, `latency[True][64]` is the
+    latency for 64 rows with the graph optimisations of ONNX Runtime, and `latency[False][64]` is the latency for 64
+    rows without these optimisations.
     """
 
     placement: Placement
@@ -87,7 +88,8 @@ class Saving:
 
 
 def measure(sample: Sample, plan: DiagnosisPlan, on_progress: OnProgress) -> Saving | None:
-    """Train the reference topology with each placement for a few steps. Measure the network before and after folding.
+    """Train the reference topology for a few steps with each placement of the batch norm. Measure each network before
+    and after folding.
 
     Return None if a training diverged.
     """
@@ -133,12 +135,12 @@ def time_models(
     on_progress: OnProgress,
     stage: str,
 ) -> dict[_Name, dict[bool, dict[int, float]]]:
-    """Return the median number of seconds of a run. The keys are the name of the model, whether the graph optimisations
-    of ONNX Runtime are on, and the number of rows.
+    """Return the median time of a run, in seconds. The three nested keys are the name of the model, True or False for
+    the graph optimisations of ONNX Runtime, and the number of rows.
 
-    In each round, every model runs once for each number of rows. So other work on the machine affects all models in the
-    same way. contents: ONNX files by name. rows: float32 [rows, features], repeated as often as necessary. stage: the
-    name of the experiment that is passed to on_progress.
+    In each round, every model runs once for each number of rows, so that other work on the machine affects all models
+    in the same way. contents: ONNX files by name. rows: float32 [rows, features], repeated as often as necessary.
+    stage: the name of the experiment that is passed to on_progress.
     """
     sessions: dict[tuple[_Name, bool], ort.InferenceSession] = {
         (key, optimise): open_session(content, CPU, optimise=optimise)

@@ -79,13 +79,15 @@ def list_speeds(runs: tuple[Run, ...], score: str) -> Rows:
 
 
 def list_medians(runs: tuple[Run, ...]) -> Rows:
-    """List the range of the median input of a typical sigmoid."""
+    """List by how much the median input of a typical sigmoid varies during the training."""
     rows = ((_NAMES[run.batch_norm], format_difference(run.movement[0])) for run in runs)
     return (("network", "range of the median"), *rows)
 
 
 def list_moments(runs: tuple[Run, ...]) -> Rows:
-    """List the largest range of the mean and the largest ratio of variances among the layers."""
+    """For each network, list the largest range of a layer's mean input. Also list the largest ratio between a layer's
+    highest and lowest variance.
+    """
     rows = ((_NAMES[run.batch_norm], *map(format_difference, run.movement[1:])) for run in runs)
     return (("network", "range of the mean", "largest / smallest variance"), *rows)
 

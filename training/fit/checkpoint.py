@@ -87,8 +87,8 @@ class Checkpoints:
 
 @dataclass
 class Checkpoint:
-    """The checkpoint file of one network. A state is written when enough time has passed since the last write. The time
-    of the writes does not affect the result of the training.
+    """The checkpoint file of one network. A state is written when enough time has passed since the last write. The
+    result of the training does not depend on when states are written.
     """
 
     path: Path

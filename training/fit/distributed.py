@@ -3,8 +3,8 @@
 torchrun can start several processes. Without torchrun, there is one process.
 
 Every process has all rows and draws the same random numbers. Each process computes its share of each batch. The
-processes combine their gradients, statistics and losses. The combined values are those of the whole batch. The module
-does not depend on tables or on the training loop.
+processes combine their gradients, statistics and losses into those of the whole batch. The module does not depend on
+tables or on the training loop.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class World:
         return self.rank == 0
 
     def share(self, rows: int) -> slice:
-        """Return the slice of `rows` rows that this process computes.
+        """Return which of `rows` rows this process computes, as a slice.
 
         The parts are disjoint, and their sizes differ by at most one row.
         """
@@ -57,15 +57,15 @@ class World:
 
 
 def wrap_ddp(network: nn.Sequential, world: World) -> nn.Module:
-    """Wrap `network` for training by all processes. With one process, return `network` itself.
+    """Wrap `network` so that all processes train it together. With one process, return `network` itself.
 
     The parameters and buffers of `network` are trained in place, and stay equal in all processes. Each BN uses the
     statistics of the rows of all processes. Each gradient is the mean of the gradients of all processes.
     """
     if world.size == 1:
         return network
-    # `convert_sync_batchnorm` changes its argument. So the argument of `convert_sync_batchnorm` is a new `Sequential`
-    # with the same layers.
+    # `convert_sync_batchnorm` changes the network that it converts. So it converts a new `Sequential` with the same
+    # layers.
     layers = nn.Sequential(OrderedDict(network.named_children()))
     if world.device.type == "cuda":
         layers = nn.SyncBatchNorm.convert_sync_batchnorm(layers)  # type: ignore[no-untyped-call]
@@ -141,8 +141,8 @@ def join_processes(device: Device) -> Iterator[World]:
     Without torchrun, there is only this process.
 
     Raises `ExecutionError` if CUDA is requested and missing. When one process fails, torchrun ends the others. The
-    process that fails first raises its own error, and the other processes raise `SystemExit`. So the user sees only the
-    error of the process that failed first.
+    process that fails first raises its own error. The other processes raise `SystemExit`, so that the user sees only
+    the first error.
     """
     local = int(os.environ["LOCAL_RANK"]) if distributed.is_torchelastic_launched() else 0
     chosen = _choose_device(device, local)
@@ -155,7 +155,8 @@ def join_processes(device: Device) -> Iterator[World]:
     try:
         yield World(chosen, rank, size)
     except BaseException as error:
-        # `store.add` fails if torchrun has ended; torchrun then prints the reason.
+        # `store.add` raises RuntimeError if torchrun has already ended. In this case, torchrun itself prints the
+        # reason.
         with contextlib.suppress(RuntimeError):
             if store.add("failed", 1) > 1:
                 raise SystemExit(1) from error

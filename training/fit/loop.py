@@ -107,7 +107,7 @@ def fit(
     compiled: bool = False,
     checkpoint: Checkpoint | None = None,
 ) -> Fitted:
-    """Train a copy of `network`, which is a chain of layers on the CPU. `network` itself does not change.
+    """Train a copy of `network`. `network` must be a chain of layers on the CPU, and does not change.
 
     If there are several processes, all processes call this function with the same arguments and get the same result.
     Only the first process calls the hooks. If the caller gives a checkpoint, the fit resumes from the state in the
@@ -182,9 +182,9 @@ class _Training:
         self._network.train()
         for batch in batches:
             loss = self._batch_loss(train, batch)
-            # The loss is a sum over rows, and DDP averages the gradients of the processes. So the loss is multiplied by
-            # a weight. The weight is not an argument of `backward`, because `backward` would then import sympy, which
-            # takes 0.4 s.
+            # The loss is a sum over this process's rows, and DDP averages the gradients of the processes. The weight
+            # world.size / len(batch) turns this average into the mean over all rows of the batch. The weight is not an
+            # argument of `backward`, because `backward` would then import sympy, which takes 0.4 s.
             (loss * (world.size / len(batch))).backward()  # type: ignore[no-untyped-call]  # torch 2.13: untyped
             self._optimiser.step(learning_rate(recipe, step, steps))
             total += loss.detach()
@@ -331,7 +331,7 @@ def _balanced_weights(y: Tensor) -> Tensor | None:
 def _cut_batches(order: Tensor, size: int) -> Iterator[Tensor]:
     """Cut `order` into batches of `size`.
 
-    BN can't train on a single row. So if the last batch would have one row, this row joins the previous batch.
+    BN can't train on a single row. If the last batch would have only one row, this row joins the previous batch.
     """
     last = len(order) - 1 if len(order) % size == 1 else len(order)
     for start in range(0, last, size):

@@ -22,9 +22,9 @@ _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 class FlatAdamW:
     """AdamW: Adam with decoupled weight decay (Loshchilov and Hutter, 2019, arXiv:1711.05101).
 
-    Only weight matrices decay. A gamma or a bias corrects a scale or a mean, and decay would weaken this correction.
-    The constructor turns all parameters into views of one flat tensor. So no other code may replace the storage of a
-    parameter.
+    Only weight matrices decay. The other parameters, gammas and biases, do not decay, because decay would weaken their
+    correction of a scale or a mean. The constructor turns all parameters into views of one flat tensor, so no other
+    code may replace the storage of a parameter.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], weight_decay: float) -> None:

@@ -16,7 +16,7 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     cosine: the rate falls along half a cosine from the highest rate to 0 (Loshchilov and Hutter, 2017,
     arXiv:1608.03983). onecycle: over the first 30% of the steps, the rate rises from 1/25 of the highest rate to the
     highest rate (Smith and Topin, 2018, arXiv:1708.07120). Over the remaining steps, the rate falls to 4e-6 of the
-    highest rate. Both the rise and the fall have the form of half a cosine.
+    highest rate. Both the rise and the fall follow half a cosine wave.
     """
     highest = recipe.learning_rate
     if recipe.schedule == "cosine":

@@ -43,18 +43,18 @@ def choose_threshold(
         distance = np.maximum(low[best] - preferred, preferred - high[best])
         place = best[distance.argmin()]
         chosen = _value_in(np.float32(low[place]), np.float32(high[place]), preferred)
-    # The stored threshold is the shortest decimal text of the float32 nearest to `chosen`. So every program that reads
-    # the threshold gets the same float32.
+    # The stored threshold is the shortest decimal text of the float32 nearest to `chosen`, so that every program that
+    # reads the threshold gets the same float32.
     return Threshold(positive=labels[positive], value=float(str(np.float32(chosen))), rule=rule)
 
 
 def _intervals(
     is_positive: npt.NDArray[np.bool_], probabilities: _Probabilities, costs: tuple[float, float] | None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return the lower ends, the upper ends and the gains of all intervals of thresholds.
+    """Return all intervals of thresholds as three arrays: the lower ends, the upper ends and the gains.
 
-    All thresholds t with low < t <= high predict the same classes. The gain of an interval is the F1 of its
-    predictions, or the total cost of its predictions times -1.
+    All thresholds t with low < t <= high lead to the same predictions. The gain of an interval is the F1 of these
+    predictions, or the negative of their total cost.
     """
     edges, group = np.unique(probabilities, return_inverse=True)
     rows = np.bincount(group, minlength=len(edges))

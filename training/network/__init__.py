@@ -1,1 +1,1 @@
-"""Networks: the layer types, the preprocessing of raw rows, and the MLP. The package neither trains nor folds."""
+"""Networks: the layer types, the preprocessing of raw rows, and the MLP. The package does not train or fold them."""

@@ -20,8 +20,8 @@ from foldserve.training.network.graph import Graph
 from foldserve.training.network.layers import Layer
 from foldserve.training.table.schema import Column
 
-# The number of days from 0000-03-01 to 1970-01-01. The count starts on March 1, so that a leap day is the last day of a
-# year.
+# The number of days from 0000-03-01 to 1970-01-01. In this module, a year starts on March 1, so that a leap day is the
+# last day of a year.
 _EPOCH = 719_468
 
 NUMBERS = ("year", "month", "day of week", "hour")
@@ -84,7 +84,7 @@ class Calendar(Layer):
     origin: Tensor
 
     def __init__(self, columns: Sequence[Column]) -> None:
-        """columns: the columns of the table. The layer computes the parts of the columns of the kind `time`."""
+        """columns: the columns of the table. The layer computes parts only for columns of the kind `time`."""
         super().__init__()
         readings = {place: c.reading for place, c in enumerate(columns) if c.kind == "time" and c.reading}
         self.features = len(columns)
@@ -175,7 +175,7 @@ class Parts:
 
 
 def with_parts(columns: Sequence[Column]) -> Parts:
-    """Return the columns with the parts of their dates, and the layer that computes the parts.
+    """Return the columns followed by the parts of their dates, and the layer that computes these parts.
 
     The layer is None if the table has no column of the kind `time`.
 

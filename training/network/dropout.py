@@ -1,8 +1,8 @@
-"""Dropout that draws one byte per unit.
+"""Dropout that draws only one random byte per unit.
 
 PyTorch's dropout draws one 32-bit random number per unit and turns this number into a Bernoulli variable. On one core,
-PyTorch's dropout takes about 10 ns per unit. This is a third of the time of a training step of a small network. This
-module draws one 64-bit random number for eight units.
+PyTorch's dropout takes about 10 ns per unit. In a small network, dropout would thus take a third of the time of a
+training step. This module draws one 64-bit random number for eight units.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Dropout(nn.Dropout):
         self._rows, self._batch_size = rows, batch_size
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [batch, columns] to the same shape and dtype."""
+        """Return a tensor with the shape and dtype of `x` [batch, columns]."""
         if not self.training or not self.p:
             return x
         dropped = min(max(round(256 * self.p), 1), 255)

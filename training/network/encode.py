@@ -29,13 +29,14 @@ class Layout:
     """The columns that `Encode` computes from [batch, features].
 
     The encoded columns are in four groups, in the order below. Each array of a group has one entry for each encoded
-    column of the group.
+    column in this group.
 
-    Numbers. numeric: the index of the feature, int64. fill: the value that replaces a missing number, float32; NaN if
-    the feature has no missing values. Bins. binned: the position of the feature in `numeric`, int64. low: the lower
-    edge of the bin, float32. rate: 1 divided by the width of the bin, float32. Categories. categorical: the index of
-    the feature, int64. index: the category for which the column is 1, float32. Missing values. missing: the index of
-    the feature, int64. The encoded column is 1 where the feature is missing.
+    Numbers. numeric: for each column of numbers, the index of its feature, int64. fill: the value that replaces a
+    missing number, float32; NaN if the feature has no missing values. Bins. binned: for each column of bins, the
+    position of its feature in `numeric`, int64. low: the lower edge of the bin, float32. rate: 1 divided by the width
+    of the bin, float32. Categories. categorical: for each column of categories, the index of its feature, int64. index:
+    the category for which the column is 1, float32. Missing values. missing: for each column of missing values, the
+    index of its feature, int64. The encoded column is 1 where the feature is missing.
     """
 
     numeric: Indices
@@ -60,10 +61,10 @@ class Encode(Layer):
 
     A missing number becomes `fill`. The column of a bin is clamp((x - low) * rate, 0, 1). Together, the bins of a
     feature form the piecewise-linear encoding of Gorishniy and others, 2022 (arXiv:2203.05556). One detail differs from
-    the paper: outside the range of the training values, the columns of the outer bins stay at 0 or 1. So for a value
-    outside this range, the distance from the range changes only the column with the number itself. The column of a
-    category is 1 where the feature has the index of this category, and 0 elsewhere. If the category is missing, or if
-    training has not seen it, all category columns of the feature are 0.
+    the paper: outside the range of the training values, the columns of the outer bins stay at 0 or 1. So if a value
+    moves further away from this range, only the column with the number itself changes. The column of a category is 1
+    where the feature has the index of this category, and 0 elsewhere. If the category is missing, or if training has
+    not seen it, all category columns of the feature are 0.
     """
 
     numeric: Tensor
@@ -97,7 +98,7 @@ class Encode(Layer):
     def add_nodes(self, graph: Graph, name: str) -> None:
         """Add one chain of nodes for each group of columns, and a Concat that joins the groups.
 
-        Each chain starts with a comparison or a replacement, so NaN never reaches arithmetic or a cast.
+        Each chain first compares the values or replaces missing values, so NaN never reaches arithmetic or a cast.
         """
         raw = graph.value
         groups = []

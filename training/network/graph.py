@@ -31,7 +31,7 @@ class Graph:
         return name
 
     def node(self, operator: str, name: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node that reads the current value first and then `inputs`.
+        """Add a node. Its first input is the current value, and its other inputs are `inputs`.
 
         The output of the node is called `name`, and becomes the current value.
         """

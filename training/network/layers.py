@@ -56,11 +56,11 @@ class Affine(Layer):
         self.register_buffer("shift", shift.double())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [batch, columns] to the same shape and dtype."""
+        """Return a tensor with the shape and dtype of `x` [batch, columns]."""
         return (x * self.scale + self.shift).to(x.dtype)
 
     def add_nodes(self, graph: Graph, name: str) -> None:
-        """Add a Mul and an Add."""
+        """Add a Mul node and an Add node to `graph`."""
         graph.node("Mul", f"{name}.scaled", graph.constant(f"{name}.scale", self.scale))
         graph.node("Add", name, graph.constant(f"{name}.shift", self.shift))
 
@@ -86,7 +86,7 @@ class Shift(Layer):
 class Blocks(Layer):
     """Several Dense layers that run side by side, one for each member of an ensemble.
 
-    Each Dense layer reads only the columns of its own member. So the layers together are one Dense layer with a
+    Each Dense layer reads only the columns of its own member, so the layers together are one Dense layer with a
     block-diagonal weight.
     """
 

@@ -16,13 +16,13 @@ from foldserve.training.plan import Architecture
 
 
 def build_mlp(features: int, outputs: int, architecture: Architecture) -> nn.Sequential:
-    """Build the network [batch, features] -> [batch, outputs].
+    """Build a network that maps [batch, features] to [batch, outputs].
 
-    The network ends with a Dense layer, without a softmax. So the outputs are logits or a value.
+    The network ends with a Dense layer, without a softmax, so it returns logits, or values in a regression.
 
     Layers are named `dense1`, `norm1`, `relu1`, `dropout1`, `dense2`, ...; a BN on the input is `norm0`. A Dense
     directly before a BN has no bias, because the BN subtracts the mean of its input. `eps` and `momentum` have the same
-    meaning as in PyTorch. Keras's momentum of 0.99 is 0.01 here, and Keras's default epsilon is 1e-3.
+    meaning as in PyTorch. Keras's momentum of 0.99 corresponds to 0.01 here, and Keras's default epsilon is 1e-3.
     """
     a = architecture
     layers: OrderedDict[str, nn.Module] = OrderedDict()

@@ -27,8 +27,8 @@ _MIN_BIN_WIDTH = 1e-30
 _CHUNK = 65_536
 
 # A feature has tails if its whole range is at least this many times as wide as the interval with the middle 90% of its
-# values. In a normal distribution, the range of 5,000 values is 2.3 times as wide as the interval with the middle 90%
-# of the values. The range of a million values is 3 times as wide as this interval.
+# values. In a normal distribution, the range of 5,000 values is 2.3 times as wide as their middle 90%, and the range of
+# a million values is 3 times as wide as their middle 90%.
 _TAILS = 4.0
 # A feature with at most this many different values counts as a feature without tails.
 _FEW_VALUES = 32
@@ -73,8 +73,8 @@ def choose_layout(
     whole range, most rows would have almost equal values. If the standardisation used only the middle 90% of the
     values, the extreme values could be arbitrarily large.
 
-    raw: the number of columns of the table, which come before the columns with parts of dates. Only the columns of the
-    table get an extra column for missing values.
+    raw: the number of columns of the table, which come before the columns with parts of dates. Only features of the
+    table itself get an extra column for missing values; parts of dates do not get one.
     """
     features = np.arange(len(columns))
     is_category = np.array([column.kind == "categorical" for column in columns], dtype=bool)
@@ -124,8 +124,8 @@ def _bin_edges(column: Floats, bins: int) -> npt.NDArray[np.float64]:
     known = _known(column).astype(np.float64)
     if not bins or not len(known):
         return np.empty(0)
-    # Edge k is the smallest value for which at least k / bins of the rows have this value or a lower one. The positions
-    # are computed with integers, because the rounding of k / bins could lead to a neighbouring row.
+    # Edge k is the smallest value v such that at least a share of k / bins of the rows have a value of at most v. The
+    # positions are computed with integers, because the rounding of k / bins could select a neighbouring row.
     positions = np.maximum(-(-np.arange(bins + 1) * len(known) // bins) - 1, 0)
     edges = np.unique(np.partition(known, positions)[positions])
     edges = edges[np.append(True, np.diff(edges) > _MIN_BIN_WIDTH)]
@@ -143,8 +143,8 @@ def fit_standardisation(layout: Layout, chunks: Callable[[], Iterable[Tensor]]) 
     For a column of numbers, std is at least a sixth of the column's range. Without this minimum of std, a value that is
     rare in training could be 30 standard deviations from the mean, and could alone decide a prediction. An example is a
     bright pixel in the corner of an image, because pixels in the corner are nearly always 0. All bins of all features
-    share one std, which is the root mean square of the stds of the bins. With one std for all bins, a bin with few rows
-    does not get a very large scale. For columns of 0 and 1, std is 1. If a column is constant in training, its
+    share one std, which is the root mean square of the stds of the bins. If each bin had its own std, a bin with few
+    rows would get a very large scale. For columns of 0 and 1, std is 1. If a column is constant in training, its
     standardised value is always 0. Training does not change the random initial weights of a constant column, so these
     weights must not influence a prediction.
     """

@@ -61,8 +61,8 @@ def linear_axis(
 ) -> Axis:
     """Return an axis for `values`, arrays of numbers.
 
-    low, high: the ends of the axis. If an end is not given, the function chooses the end and leaves a margin around the
-    values. integers: whether all ticks are at whole numbers. Numbers that are not finite are ignored.
+    low, high: the ends of the axis. If an end is None, the function chooses this end and leaves a margin between it and
+    the values. integers: whether all ticks are at whole numbers. Numbers that are not finite are ignored.
     """
     shown = _finite(values)
     first, last = (float(shown.min()), float(shown.max())) if len(shown) else (0.0, 1.0)

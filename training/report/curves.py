@@ -72,11 +72,11 @@ class Curve:
         return int(np.searchsorted(-self.thresholds, -threshold, side="right")) - 1
 
     def found_in_first(self, share: float) -> float:
-        """Return the recall if the rows with the highest scores are predicted as the class. share: the number of
-        predicted rows, as a share of all rows.
+        """Return the recall if the rows with the highest scores are predicted as the class. share: the share of all
+        rows that are predicted as the class.
 
-        If only some of several rows with equal scores are predicted, the result is the one for a random order of these
-        rows.
+        If `share` includes only some of several rows with equal scores, the result is the expected recall for a random
+        order of these rows.
         """
         return float(np.interp(share, self.predicted_share, self.recall))
 

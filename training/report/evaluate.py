@@ -42,8 +42,8 @@ def score(
     In a classification, the result has `accuracy`, `log_loss` in nats, and `auc`, the area under the ROC curve. `auc`
     is NaN if the area under the curve is undefined. If `decision` has a threshold, the threshold decides the
     predictions, and the result also has `precision`, `recall`, `f1` and `cost`. In a regression, the result has `rmse`
-    and `mae` in the target's units, and `r2`. decision: by default, the class with the largest probability is the
-    prediction.
+    and `mae` in the target's units, and `r2`. decision: the decision rule; by default, a row is predicted as the class
+    with the largest probability.
     """
     # scikit-learn has the same metrics, and the tests compare with scikit-learn. scikit-learn is not used here, because
     # its import takes a second.
@@ -63,7 +63,7 @@ def score(
 def _r2(squares: float, variance: float) -> float:
     """Return R2 from the mean squared error and the variance of the targets.
 
-    If all targets are equal, R2 is 1 if the model makes no error, and otherwise 0.
+    If all targets are equal, R2 is 1 for a model without any error, and 0 for every other model.
     """
     return 1 - squares / variance if variance else float(squares == 0)
 
@@ -206,9 +206,9 @@ class Importances:
     std: npt.NDArray[np.float64]
 
 
-# The computation of the importances predicts at most this number of rows. This number of predictions takes about as
-# long as one training epoch over 20,000 rows. The limit is a number of rows, because a limit on the time would give
-# different figures in every run. For a table with many columns, the computation uses fewer rows and fewer shuffles.
+# To compute the importances, the model predicts at most this number of rows. These predictions take about as long as
+# one training epoch over 20,000 rows. The limit is a number of rows, because a limit on the time would give different
+# figures in every run. For a table with many columns, the computation uses fewer rows and fewer shuffles.
 _MAX_PREDICTIONS = 60_000
 _MIN_ROWS, _MAX_ROWS = 64, 2_000
 

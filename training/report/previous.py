@@ -35,8 +35,8 @@ class Previous:
             self.manifest.target == manifest.target
             and (theirs.data_sha256, theirs.seed, theirs.rows) == (ours.data_sha256, ours.seed, ours.rows)
             and all(theirs.hyperparameters.get(name) == ours.hyperparameters.get(name) for name in _SPLIT_SETTINGS)
-            # If the test rows come from a file, the provenance has only the name of the file. So the rows of two
-            # versions can't be compared.
+            # If the test rows come from a file, the provenance contains only the name of this file, so the test rows of
+            # two versions can't be compared.
             and "test" not in {**theirs.hyperparameters, **ours.hyperparameters}
         )
 

@@ -1,9 +1,9 @@
 """Draws one chart as an `<svg>` element of an HTML page. The same numbers give the same bytes.
 
 The module draws axes, lines, points and bars. The module does not depend on a particular chart. Each element of a chart
-has CSS classes, and the page defines the colours, lines and fonts of these classes. So the page can use other colours
-for a chart in a dark colour scheme. A chart is about as wide as a phone, so that its text is readable on a phone. On a
-wide page, charts are side by side.
+has CSS classes. The page defines the colours, lines and fonts of these classes, so that it can use other colours in a
+dark colour scheme. A chart is about as wide as a phone, so that its text is readable on a phone. On a wide page, charts
+are side by side.
 """
 
 from __future__ import annotations
@@ -169,7 +169,9 @@ class Chart:
 
 
 def legend(*entries: tuple[Colour, Dash | Literal["dot", "area"], str]) -> str:
-    """Return the HTML list that explains the colours and lines of charts. entries: a colour, a mark and its meaning."""
+    """Return the HTML list that explains the colours and lines of charts. entries: for each entry, its colour, its mark
+    and its meaning.
+    """
     items = "".join(
         f'<li><span class="key {colour} {mark or "solid"}"></span>{escape(text)}</li>' for colour, mark, text in entries
     )

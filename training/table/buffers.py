@@ -1,5 +1,5 @@
-"""Copies Arrow columns into NumPy arrays, and replaces cells by null. The module does not depend on the kinds of
-columns.
+"""Copies Arrow columns into NumPy arrays, and replaces chosen cells with null. The module does not depend on the kinds
+of columns.
 
 This module does not use Arrow's `to_numpy` and `scalar`. Arrow's functions give the same results as this module, but
 import pandas if it is installed. The import of pandas takes 0.3 s.
@@ -18,16 +18,17 @@ import pyarrow.compute as pc
 def copy_numbers(cells: pa.ChunkedArray, null: float) -> npt.NDArray[Any]:
     """Return a column of integers or floating-point numbers as an array [rows] of the same type.
 
-    A null becomes the value `null`.
+    Each null in the column becomes the number in the argument `null`.
     """
     fill = _number(null, cells.type)
-    # DLPack passes the memory of an Arrow array to NumPy. DLPack does not support nulls.
+    # DLPack passes the memory of an Arrow array to NumPy. DLPack does not support nulls, so each null is replaced
+    # first.
     chunks = [np.from_dlpack(chunk.fill_null(fill) if chunk.null_count else chunk) for chunk in cells.chunks]
     return np.concatenate(chunks) if chunks else np.empty(0, cells.type.to_pandas_dtype())
 
 
 def replace_by_null(cells: pa.ChunkedArray, chosen: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a copy of the cells in which each chosen cell is null. chosen: bool [rows], True for a chosen cell."""
+    """Return a copy of `cells` with null in place of some cells. chosen: bool [rows], True for each of these cells."""
     return pc.if_else(chosen, pa.nulls(1, cells.type)[0], cells)
 
 

@@ -9,7 +9,7 @@ from foldserve.service.sources import Source, from_arrays
 
 
 def _load(name: str) -> Source:
-    """Return a table of scikit-learn.
+    """Load one of the tables that are part of scikit-learn.
 
     The labels are the names that scikit-learn gives to the classes, such as 0 to 9 for digits, and texts for iris.
     """

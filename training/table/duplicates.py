@@ -18,13 +18,13 @@ _CHUNK = 65_536
 
 
 def leave_out_duplicates(test: Table, table: Table, seen: RowIndices, *, keep: bool) -> Table:
-    """Return the test rows without the rows that also occur among the rows `seen` of `table`.
+    """Return the test rows that are not equal to any of the rows `seen` of `table`.
 
     A note says how many test rows are duplicates.
 
     keep: whether to keep the duplicates and only count them. The duplicates are also kept if fewer than half of the
-    test rows would be left. In a table with so many duplicates, rows are equal by chance. For example, many rows are
-    equal if the only feature has a few categories.
+    test rows would be left, because rows of such a table are equal by chance. For example, many rows are equal if the
+    only feature has a few categories.
     """
     known = np.isin(_hash_rows(test), _hash_rows(table)[seen])
     count, rows = int(known.sum()), len(known)

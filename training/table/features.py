@@ -145,8 +145,9 @@ class FeatureBuilder:
 def encode(column: Column, cells: pa.ChunkedArray, absent: str) -> Values:
     """Encode a column of a test file with the schema of the training table. Return float64 [rows].
 
-    absent: the reason in the error for a missing value. Raises `DataError` for a cell that does not fit the schema. A
-    missing value also raises `DataError` if this column of the training table has no missing values.
+    absent: the part of the error message that says why a missing value is not allowed. Raises `DataError` for a cell
+    that does not fit the schema. Also raises `DataError` for a missing value if the column has no missing values in the
+    training table.
     """
     found = read_as(column.kind, column.name, cells, column.reading)
     values = category_indices(found, column.categories) if isinstance(found, Distinct) else found

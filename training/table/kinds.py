@@ -23,7 +23,7 @@ _SPELLINGS = dict.fromkeys(FALSE, 0.0) | dict.fromkeys(TRUE, 1.0)
 
 
 def read_as(kind: Kind, name: str, cells: pa.ChunkedArray, reading: Reading | None) -> Values | Distinct:
-    """Return the numbers or the distinct values of a column with this kind and this `Reading`.
+    """Convert the cells of a column of the kind `kind`. Return its numbers or its distinct values.
 
     Raises `DataError` if a cell does not fit the kind.
     """
@@ -69,7 +69,7 @@ def infer(name: str, cells: pa.ChunkedArray, marks: Marks, *, typed: bool) -> De
 
 
 def find_boolean(cells: pa.ChunkedArray, missing: tuple[str, ...], *, typed: bool) -> tuple[bool, Reading | None]:
-    """Return whether `infer` takes a column for boolean, and the `Reading` of such a column."""
+    """Return whether `infer` decides that a column is boolean, and the `Reading` of a boolean column."""
     is_text_column = not typed and is_text(cells)
     if pa.types.is_boolean(cells.type) or (is_text_column and _are_booleans(distinct(cells))):
         return True, _if_texts(Reading(missing=missing, true=TRUE, false=FALSE), cells)

@@ -87,8 +87,8 @@ def load_test(options: DataOptions, table: Table, on_read: OnRead = lambda _: No
     """Read the file `options.test` with the schema of `table`.
 
     The function finds columns by their names. A category that the schema does not list gets the index len(categories).
-    Raises `DataError` for a missing column, for an unknown label, and for a cell that does not fit the schema. A
-    missing value also raises `DataError` if this column of `table` has no missing values.
+    Raises `DataError` for a missing column, for an unknown label, and for a cell that does not fit the schema. Also
+    raises `DataError` for a missing value if the column has no missing values in `table`.
     """
     source = _open(str(options.test), options, on_read)
     _check_test_file(options, (*table.features, table.target), table.target)
@@ -135,7 +135,7 @@ def load_for_model(options: DataOptions, table: Table, *, by_position: bool, giv
 
 
 def _as_boolean(column: Column, cells: pa.ChunkedArray, options: DataOptions, *, typed: bool) -> Column:
-    """Return a numeric column as a boolean one if its cells are true and false."""
+    """Return a copy of `column` with the kind `boolean` if `column` is numeric and its cells are true and false."""
     is_boolean, reading = find_boolean(cells, options.missing, typed=typed)
     return replace(column, kind="boolean", reading=reading) if is_boolean and column.kind == "numeric" else column
 

@@ -26,8 +26,8 @@ _ZONED = r"(?:Z|[+-][0-9]{2}:?[0-9]{2})$"
 
 
 def find_moments(cells: pa.ChunkedArray, missing: tuple[str, ...]) -> tuple[Values, Reading] | None:
-    """Return the dates or times of a column as float64 [rows], and the `Reading` with their unit and origin. A missing
-    value is NaN.
+    """Return the dates or times of a column as float64 [rows], and the `Reading` that stores their unit and origin. A
+    missing value is NaN.
 
     Returns None in two cases: a cell is not a date or time of ISO 8601, or only some of the cells have a time zone.
     """
@@ -85,7 +85,7 @@ def _microseconds(
         zoned = cells.type.tz is not None
     try:
         times = cells.cast(pa.timestamp("us", "UTC" if zoned else None), **({} if is_text(cells) else {"safe": False}))
-    except pa.ArrowInvalid:  # some texts have a time zone and others do not, or a text is a day that does not exist
+    except pa.ArrowInvalid:  # only some texts have a time zone, or a date such as 2023-02-30 does not exist
         return None
     if times.null_count == len(times):
         return None

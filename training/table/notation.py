@@ -31,7 +31,7 @@ _DECIMALS = (".", ",")
 # The module tries the separators in this order and takes the first one that fits all cells. The empty separator is the
 # first, so another separator is taken only if a cell contains it.
 _THOUSANDS = ("", ",", ".", " ", "'")
-# The module checks this number of distinct cells before it checks the whole column.
+# The number of distinct cells that the module checks first. Only if they are numbers does it check the whole column.
 _HEAD = 50
 
 
@@ -39,7 +39,7 @@ _HEAD = 50
 class Marks:
     """The user's settings for all columns: the texts that mean a missing value, and the marks of numbers.
 
-    A mark is None if the user did not choose it. If a mark is None, the notation of the cells decides the mark.
+    A mark is None if the user did not choose it. If a mark is None, the module finds out which mark the cells use.
 
     missing: texts that mean a missing value, in the same way as a blank cell.
     """
@@ -69,9 +69,9 @@ def read_notation(
 ) -> tuple[Values, Reading] | None:
     """Return the numbers of a column as float64 [rows], and the `Reading` with their notation. A missing value is NaN.
 
-    Returns None if a cell is not a number, or if no single notation fits all cells. Raises `DataError` if the column
-    can be read in two ways. otherwise: the flag that the error message recommends for reading the column as texts; by
-    default, --categorical.
+    Returns None if a cell is not a number, or if no single notation fits all cells. Raises `DataError` if the numbers
+    are ambiguous, because a text such as 1,234 could mean 1234 or 1.234. otherwise: the flag that the error message
+    recommends for reading the column as texts; by default, --categorical.
     """
     if marks.allow_point or not is_text(cells):
         values = number_column(cells, marks.plain)

@@ -74,8 +74,8 @@ def number_column(cells: pa.ChunkedArray, reading: Reading = PLAIN) -> Values | 
         except pa.ArrowInvalid:
             pass
     texts = without_blanks(cells)
-    # Most columns of texts have a text that is not a number among their first 64 rows. So the first 64 rows are checked
-    # before the whole column.
+    # The first 64 rows are checked before the whole column, because in most columns of texts one of these rows is not a
+    # number.
     if not all(matches(part, reading.number_pattern) for part in (texts.slice(0, 64), texts)):
         return None
     for pattern, replacement in reading.number_rewrites:
@@ -197,7 +197,7 @@ def _describe_others(found: Distinct) -> tuple[str, str | None]:
 
 
 def _describe_notations(texts: list[str]) -> str:
-    """Describe a column of numbers with different notations, or with a notation that differs from the user's flags."""
+    """Say that the numbers of a column have different notations, or that the user's flags ask for another notation."""
     first = texts[0]
     other = next((text for text in texts if _marks(text) != _marks(first)), None)
     if other is None:

@@ -46,7 +46,7 @@ class Table:
     labels: the classes in the order of their indices, in the JSON type of the target; () for regression.
     group: int64 [rows]. Rows with the same number stay in the same part of the split. `group` is None if the table has
     no group column.
-    time: float64 or int64 [rows]. A later row has a larger number. `time` is None if the table has no time column.
+    time: float64 or int64 [rows]. A larger value is a later time. `time` is None if the table has no time column.
     notes: facts that the user should know about how the table was read, one sentence each.
     target_reading: the rules that convert the texts of a regression target to numbers; None if the cells are numbers.
     rare: the labels of the classes that were dropped or merged because they were too small.

@@ -18,18 +18,18 @@ from foldserve.service.figures import count_of
 from foldserve.training.errors import DataError
 from foldserve.training.table.schema import RowIndices, Split, Table
 
-# A table with fewer rows than this can't be split. The number is the sum of the smallest sizes of the training set, the
-# validation set and the test set. Batch norm needs two training rows for its statistics. The test set needs two rows.
-# The validation set needs one row, but in a regression two rows, because R2 is undefined for one row.
+# A table with fewer rows than this can't be split. This limit is the sum of the smallest possible sizes of the training
+# set, the validation set and the test set. Batch norm needs two training rows for its statistics. The test set needs
+# two rows. The validation set needs one row, but in a regression two rows, because R2 is undefined for one row.
 _MIN_ROWS = 5
-# The number of random orders of the groups that the split tries. The split uses the best order. One order would not be
-# enough, because a group can have any size and any mix of classes.
+# The split puts the groups into this number of random orders, and uses the order with the best result. One order would
+# not be enough, because a group can have any size and any mix of classes.
 _GROUP_ORDERS = 16
 
 
 def split_rows(table: Table, *, test: float, validation: float, seed: int) -> Split:
     """Split the rows of `table`. test, validation: the share of test rows and the share of validation rows among all
-    rows. `test` is 0 if there is a test file.
+    rows. `test` is 0 if the test rows come from a test file.
 
     By default, rows are split class by class, so that every part has every class. If the table has groups, the rows of
     a group stay together. If the table has a time, rows of equal time stay together. Raises `DataError` if there are
@@ -138,8 +138,8 @@ def _assign_groups(
 
 
 def _imbalance(table: Table, parts: Sequence[RowIndices], shares: tuple[float, float]) -> float:
-    """Return the error of a split. The error adds the differences between the sizes of the parts and the wanted sizes.
-    The error also adds the largest difference between the class shares in each part and in the whole table.
+    """Return the error of a split. Each part adds the difference between its size and the wanted size. Each part also
+    adds the largest difference between the share of a class in this part and in the whole table.
 
     Each class without a training row adds 1 to the error.
     """

@@ -20,8 +20,9 @@ from foldserve.training.text import flag_value
 _MIN_ROWS = 40
 # The largest number of rows that the search for a leak uses.
 _SAMPLE = 10_000
-# A column predicts the target almost perfectly if the prediction has at most this share of the baseline's errors. In a
-# regression, the squared error of the prediction must be at most this share of the target's variance.
+# A column predicts the target almost perfectly if its predictions have at most this share of the errors that the
+# baseline makes. In a regression, the squared error of the prediction must be at most this share of the target's
+# variance.
 _LEFT = 0.01
 
 Values = npt.NDArray[Any]
@@ -135,6 +136,6 @@ def _typical(found: npt.NDArray[np.int64], y: Values, classes: int) -> Values:
     pairs, rows = np.unique(found * classes + y, return_counts=True)
     order = np.argsort(rows, kind="stable")
     typical = np.full(count, int(np.bincount(y).argmax()))
-    # The most frequent class of a category comes last, so it replaces the category's other classes.
+    # The pairs are sorted by their number of rows, so the most frequent class of a category is stored last and remains.
     typical[pairs[order] // classes] = pairs[order] % classes
     return typical

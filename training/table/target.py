@@ -96,7 +96,7 @@ def read_test_target(
 
     The second result is None if all rows have a label. In a regression, `y` has the values of the target.
 
-    option: the value of `--rare` with which `table` was loaded. Raises `DataError` for a missing value and for an
+    option: the value of `--rare` that was used to load `table`. Raises `DataError` for a missing value and for an
     unknown class.
     """
     name = table.target
@@ -106,7 +106,7 @@ def read_test_target(
         return values, None
     found = distinct(cells)
     require_values(name, "the target", found.codes)
-    # 1 and 1.0 are the same class, so 1 and 1.0 need the same key. True is a different class, although Python treats
+    # 1 and 1.0 are the same class, so they need the same key. True needs another key than 1, although Python treats
     # True and 1 as equal.
     indices = {(type(label) is bool, label): index for index, label in enumerate(table.labels)}
     # The rare labels are compared as texts, because `--rare merge` turns all labels into texts, even numbers.
@@ -141,7 +141,8 @@ def check_decision(options: DecisionOptions, table: Table) -> None:
 
 
 def positive_class(options: DecisionOptions, target: str, labels: tuple[Label, ...]) -> int:
-    """Return the index of the positive class, which the threshold decides about. target: the name of the target column.
+    """Return the index of the positive class. A row gets this class if its probability is at least the threshold.
+    target: the name of the target column.
 
     Raises `DataError` if the target does not have two classes, or if `options.positive` is not a class.
     """
@@ -161,8 +162,8 @@ def settle_rare_classes(
 ) -> tuple[Target, npt.NDArray[np.int64] | None, list[str]]:
     """Drop, merge or refuse each class that has fewer than `least` rows.
 
-    Returns the target, the indices of the rows that are left, and notes. The second result is None if all rows are
-    left. Raises `DataError` in three cases: a class is too small and `option` is `refuse`, the merged class is too
+    Returns the target, the indices of the rows that are kept, and notes. The second result is None if all rows are
+    kept. Raises `DataError` in three cases: a class is too small and `option` is `refuse`, the merged class is too
     small, or fewer than two classes are left.
     """
     counts = np.bincount(target.y, minlength=len(target.labels)) if target.labels else np.empty(0, np.int64)

@@ -24,9 +24,7 @@ _PART_OF_AN_HOUR = r"[T ]\d\d:(?:[0-5][1-9]|[1-5]0|00:(?:[0-5][1-9]|[1-5]0|00[.]
 
 
 def read_note(name: str, kind: Kind) -> str | None:
-    """Return a note on a column that is read as numbers or times, although its cells are texts in a source that states
-    types.
-    """
+    """Return a note if a column is read as numbers or times, although the source says that its cells are texts."""
     if kind not in ("numeric", "time"):
         return None
     read = "all numbers and are read as numbers" if kind == "numeric" else "all dates and are read as times"
