@@ -4,7 +4,7 @@ The module measures the speed of the training and the inputs of the sigmoids.
 
 The experiment repeats figure 1 of Ioffe and Szegedy (2015, arXiv:1502.03167), with batches of 60 rows and plain SGD.
 The experiment runs at several learning rates, because the paper does not name one. Networks with and without batch norm
-may also need different rates. The module draws no plot.
+may also need different rates. The module does not draw plots.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ class Run:
 
     scores: the scores on the held-out rows in evaluation mode. percentiles: the 15th, 50th and 85th percentile of the
     inputs to one sigmoid of the last hidden layer. The sigmoids of the layer are sorted by the range of their median
-    input, and the middle sigmoid is chosen. means, variances: the mean and the variance of each sigmoid's inputs over
-    the rows, averaged over the units of each layer. The inputs of the sigmoids are computed in training mode, with all
-    held-out rows as one batch, because a network is in training mode during the training. If the training diverges, the
-    last measurement has NaN for all figures. diverged: the step whose loss was not finite, or None.
+    input, and the middle sigmoid is chosen. means, variances: for each layer, the mean and the variance of a sigmoid's
+    inputs over the rows, averaged over all sigmoids of the layer. The inputs of the sigmoids are computed in training
+    mode, with all held-out rows as one batch, because a network is in training mode during the training. If the
+    training diverges, the last measurement has NaN for all figures. diverged: the step whose loss was not finite, or
+    None.
     """
 
     batch_norm: bool

@@ -3,7 +3,7 @@
 Batch norm keeps the gradients of sigmoid networks from vanishing. But batch norm also makes gradients explode in deep
 networks at initialisation. In networks of Dense - BN - ReLU with wide layers and large batches, the squared norm of the
 gradient grows by the factor pi / (pi - 1) from each layer to the layer before it (Yang and others, 2019,
-arXiv:1902.08129). The module draws no plot.
+arXiv:1902.08129). The module does not draw plots.
 """
 
 from __future__ import annotations

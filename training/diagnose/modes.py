@@ -3,7 +3,7 @@
 In training mode, batch norm uses the statistics of a batch.
 
 The network is the reference topology. The module measures the network in both modes on the same held-out rows. Only the
-statistics in the BNs of the network differ between the modes. The module draws no plot.
+statistics in the BNs of the network differ between the modes. The module does not draw plots.
 """
 
 from __future__ import annotations

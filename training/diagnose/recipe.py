@@ -1,7 +1,7 @@
 """Trains the user's own recipe with and without batch norm, and measures what folding changes in the user's network.
 
 The split, the preprocessing, the network and the fit are those of `foldserve-train fit` with the same flags. Only one
-member of an ensemble is trained. The module draws no plot.
+member of an ensemble is trained. The module does not draw plots.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Measures what folding saves. The module compares the unfolded and the folded reference topology in ONNX Runtime on
 the CPU: nodes, parameters, latency and memory.
 
-The module draws no plot.
+The module does not draw plots.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def _describe_model(
 
 
 def _widths(graph: onnx.GraphProto) -> dict[str, int]:
-    """Return the number of columns of each value in the unoptimised graph. The keys are the names of the values.
+    """Return the number of columns of every tensor in the unoptimised graph. The keys are the names of the tensors.
 
     The names are also valid in the optimised graph, because the output of a fused operator keeps its name.
     """

@@ -1,4 +1,6 @@
-"""Turns measurements into one HTML page with sections of sentences, plots and tables. The module measures nothing."""
+"""Turns measurements into one HTML page with sections of sentences, plots and tables. The module does not measure
+anything.
+"""
 
 from __future__ import annotations
 

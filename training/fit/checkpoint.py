@@ -45,9 +45,9 @@ class Checkpoints:
     """The folder with the checkpoints of one run. run: the name and value of every setting that decides the result of
     the run; see `Checkpoint.load`.
 
-    Raises `CheckpointError` if the folder can't be made. If `resume` is False, a folder that already holds a checkpoint
-    also raises `CheckpointError`. Without this error, a new run would overwrite the old checkpoint, and hours of work
-    could be lost.
+    Raises `CheckpointError` if the folder can't be made. Also raises `CheckpointError` if `resume` is False and the
+    folder already holds a checkpoint. Without this error, a new run would overwrite the old checkpoint, and hours of
+    work could be lost.
     """
 
     folder: Path

@@ -35,8 +35,8 @@ class Layout:
     missing number, float32; NaN if the feature has no missing values. Bins. binned: for each column of bins, the
     position of its feature in `numeric`, int64. low: the lower edge of the bin, float32. rate: 1 divided by the width
     of the bin, float32. Categories. categorical: for each column of categories, the index of its feature, int64. index:
-    the category for which the column is 1, float32. Missing values. missing: for each column of missing values, the
-    index of its feature, int64. The encoded column is 1 where the feature is missing.
+    the category for which the column is 1, float32. Missing values. missing: for each column that marks missing values,
+    the index of its feature, int64. The encoded column is 1 where the feature is missing.
     """
 
     numeric: Indices

@@ -1,5 +1,5 @@
 """The axes of charts: the range of values, the position of a value on the axis, and the ticks with their labels. The
-module draws nothing.
+module does not draw anything.
 """
 
 from __future__ import annotations

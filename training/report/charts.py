@@ -140,7 +140,7 @@ def _draw_curves(
 
 
 def _thin(x: Values, y: Values) -> tuple[Values, Values]:
-    """Leave out each point of a curve that looks the same as the point before it.
+    """Leave out each point of a curve if it would be drawn at the same place as the point before it.
 
     The curve goes from (0, 0) to (1, 1).
     """

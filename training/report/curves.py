@@ -20,7 +20,7 @@ Scores = npt.NDArray[np.floating[Any]]
 @dataclass(frozen=True)
 class Curve:
     """The numbers of right and wrong predictions at each threshold, from the highest threshold to the lowest. All
-    arrays are [points].
+    arrays have the shape [points].
 
     A row is predicted as the class if its score is at least the threshold. The first point has the threshold infinity,
     so no row is predicted as the class. found: the number of predicted rows that belong to the class. wrong: the number

@@ -1,4 +1,4 @@
-"""The evidence of one training: the arrays and scores that the report shows. The module writes no sentences."""
+"""The evidence of one training: the arrays and scores that the report shows. The module does not write sentences."""
 
 from __future__ import annotations
 

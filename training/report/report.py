@@ -269,8 +269,8 @@ def _features(evidence: Evidence) -> list[dict[str, Any]]:
     """Return the lines of the table of features. The most important feature comes first."""
     mean, std = evidence.importances.mean, evidence.importances.std
     largest = max(float(mean.max()), 0.0)
-    # All importances have the same number of decimals, so that a reader can compare them. The largest importance has
-    # three digits.
+    # All importances have the same number of decimals, so that a reader can compare them. The largest importance is
+    # written with three digits.
     places = max(2 - math.floor(math.log10(largest)), 0) if largest > _ZERO else 4
     return [
         {

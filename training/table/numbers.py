@@ -84,7 +84,7 @@ def number_column(cells: pa.ChunkedArray, reading: Reading = PLAIN) -> Values | 
 
 
 def without_blanks(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Remove the blanks around each text, and replace each empty text by null."""
+    """Remove the blanks around each text, and replace each empty text with null."""
     texts = pc.utf8_trim_whitespace(texts)
     return replace_by_null(texts, find_empty(texts))
 

@@ -120,8 +120,8 @@ def _assign_groups(
     """Assign whole groups, in order, to consecutive parts. group_of: int64 [rows]; group_sizes: int64 [groups].
 
     shares: the share of the rows for every part except the last. The last part gets the remaining groups. The function
-    chooses the last group of each part so that the size of the part is as close as possible to its share. A part whose
-    share is not 0 has at least one group.
+    chooses the last group of each part so that the size of the part is as close as possible to its share. Every part
+    gets at least one group, unless its share is 0.
     """
     ends = np.cumsum(group_sizes)
     parts, first, wanted = [], 0, 0.0

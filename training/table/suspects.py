@@ -2,8 +2,8 @@
 
 The module writes notes. The module does not drop columns.
 
-Each column is examined alone. The search for a leak trains no network. Instead, the target of a row is predicted from
-other rows that have nearly the same value in the column.
+Each column is examined alone. The search for a leak does not train a network. Instead, the target of a row is predicted
+from other rows that have nearly the same value in the column.
 """
 
 from __future__ import annotations
