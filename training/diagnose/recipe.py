@@ -31,8 +31,8 @@ from foldserve.training.plan import Plan
 from foldserve.training.table.load import load_held_out
 from foldserve.training.table.schema import Table
 
-# Two mean losses count as equal if their relative difference is at most this number. A change of the initial weights
-# alone can change a loss by this share.
+# Two mean losses count as equal if their relative difference is at most this number. Other initial weights alone can
+# change a loss by this share.
 _CLEAR = 0.02
 
 

@@ -52,7 +52,9 @@ def fit_preprocessing(columns: Sequence[Column], x: Floats, bins: int, binned: B
 
 
 def transform(preprocessing: nn.Module, x: Floats) -> Tensor:
-    """Apply `preprocessing` to float32 [rows, features], a chunk of rows at a time. Return float32 [rows, columns]."""
+    """Apply `preprocessing` to float32 [rows, features], a chunk of rows at a time. Return a float32 tensor of shape
+    [rows, columns].
+    """
     return torch.cat(list(_transform_chunks(preprocessing, x)))
 
 

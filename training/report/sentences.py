@@ -22,7 +22,7 @@ _LOWER_IS_BETTER = ("log_loss", "cost", "rmse", "mae")
 def headline(evidence: Evidence) -> str:
     """Write one sentence that compares the model with the best constant answer."""
     manifest, constant, test = evidence.manifest, evidence.baseline, evidence.manifest.metrics["test"]
-    # Nobody knows on which rows an imported model was trained.
+    # It is not known which rows an imported model was trained on.
     rows = f"the rows of {format_name(manifest.provenance.source)}" if manifest.source else "the rows it never saw"
     if not manifest.labels:
         return (
