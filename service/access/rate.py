@@ -11,7 +11,7 @@ import mmap
 import os
 from pathlib import Path
 
-_ROUNDING = 1e-6  # in seconds; a rounding error of at most this size refuses no request
+_ROUNDING = 1e-6  # in seconds; no request is refused because of a rounding error of at most this size
 
 
 class Bucket:
@@ -28,9 +28,9 @@ class Bucket:
         self._state = state
 
     def take(self, now: float) -> float:
-        """Take a token and return 0, or return the seconds until a token is free.
+        """Take a token and return 0, or return the number of seconds until a token is free.
 
-        now: the seconds of a monotonic clock.
+        now: the time in seconds, from a monotonic clock.
         """
         full = max(now, self._state[0])
         wait = full - self._tolerance - now

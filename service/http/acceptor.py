@@ -1,8 +1,9 @@
 """Accepts the clients of one listening socket. This module uses asyncio's protocols and TLS.
 
-This module does not depend on HTTP. An event loop of asyncio accepts one connection in each turn. A turn takes long if
-hundreds of connections are busy, so new connections and health checks would wait. An `Acceptor` accepts all waiting
-connections in each turn. If several workers share the socket, the worker with the fewest connections accepts first.
+uvloop accepts only one connection in each turn of the event loop. A turn takes long while hundreds of connections are
+busy, so new clients and health checks would wait for many turns. Therefore, an `Acceptor` accepts up to _MAX_PER_TURN
+waiting connections in each turn. If several workers share the socket, the workers with more connections wait for a
+moment, so that the worker with the fewest connections accepts first. This module does not depend on HTTP.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from foldserve.service.http.shares import Share
 
 log = logging.getLogger("foldserve")
 
-# The largest number of connections that are accepted in one turn. After this number of connections, the event loop
-# first serves the open connections.
+# The largest number of connections that are accepted in one turn of the event loop. The other waiting connections are
+# accepted in the next turns, so that the open connections are served in between.
 _MAX_PER_TURN = 64
 # If another worker has fewer connections, this worker waits for this number of seconds before it checks again.
 _YIELD_SECONDS = 0.001
@@ -30,8 +31,8 @@ _MAX_PER_YIELD = 8
 # If the process or the machine has no file descriptor or no memory for a connection, the acceptor tries again after
 # this number of seconds.
 _RETRY_SECONDS = 0.5
-# The largest number of connections that are accepted when the server stops. The kernel's queue of connections has this
-# length.
+# The largest number of connections that are accepted when the server stops. It is the length of the queue in which the
+# kernel keeps new connections.
 _MAX_AT_STOP = 2048
 # The seconds that a client has for its TLS handshake when the server stops.
 _HANDSHAKE_SECONDS = 1.0

@@ -118,13 +118,14 @@ def _request_error_handler(metrics: Metrics) -> Callable[[Request, RequestError]
 async def _http_error(request: Request, error: HTTPException) -> Response:
     """Return the response to an error of the router.
 
-    The router has only fixed texts: `Not Found`, `Method Not Allowed`.
+    The response repeats the text of the error. This is safe, because the router has only two texts: `Not Found` and
+    `Method Not Allowed`.
     """
     response = to_response(failure(error.status_code, error.detail))
     response.headers.update(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         # The router lists only the methods of the first route with this path, so this function lists all methods. A
-        # mounted app has no methods here, and has set the header itself.
+        # mounted app has no list of methods, and has already set the header itself.
         found = (x for x in iter_route_contexts(request.app.routes) if x.matches(request.scope)[0] is not Match.NONE)
         if methods := {method for route in found for method in route.methods or ()}:
             response.headers["allow"] = ", ".join(sorted(methods))

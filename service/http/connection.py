@@ -216,7 +216,7 @@ class Connection(asyncio.Protocol):
     # --- a request ----------------------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
-        """Parse the received bytes, until no byte is left or a response must be written first."""
+        """Parse the received bytes. Stop when no byte is left, or when a response must be written first."""
         while self._offset < len(self._unread) and self._phase in READING and not self._write_paused:
             try:
                 self._read_head() if self._body is None else self._read_body(self._body)
@@ -312,7 +312,7 @@ class Connection(asyncio.Protocol):
         self._set_reading()
 
     def _inner_closed(self) -> None:
-        """Close the connection, unless the inner protocol has closed its transport between two of its requests."""
+        """Close the connection if a forwarded request is not finished; otherwise, only remove the inner protocol."""
         if self._phase in (APP_BODY, APP_RESPONSE):
             self._close()
         else:

@@ -1,6 +1,6 @@
 """The objects that all connections of one process share.
 
-This module does not depend on sockets or on a single request.
+This module does not use sockets, and has no state of a single request.
 """
 
 from __future__ import annotations

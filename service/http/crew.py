@@ -1,7 +1,7 @@
-"""Lets the coordinator change the models of all workers of a supervisor. First, every worker prepares a change.
+"""Lets the coordinator change the models in all workers. First, every worker prepares a change.
 
-Then every worker commits the change. This module uses the message line to each worker. This module does not depend on
-processes.
+Then every worker commits the change. This module sends messages to the workers through `line.py`, and does not depend
+on processes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ class Member:
     """One worker.
 
     replies: the worker's messages `prepared` and `committed`; None means that the worker is dead. follows: whether the
-    worker serves a plan. A worker that starts later loads its first plan by itself, so no change waits for this worker.
+    worker serves a plan. After the first plan is committed, a change waits only for workers that follow; a new worker
+    gets the latest plan when it starts.
     """
 
     def __init__(self, line: Line) -> None:
@@ -51,7 +52,7 @@ class WorkerCrew:
         self._lock = threading.Lock()
 
     def add(self, member: Member) -> None:
-        """Add a worker that was just started. If there is a plan, the worker gets the last plan to serve."""
+        """Add a worker that was just started. If a plan was already committed, send the latest plan to the worker."""
         with self._lock:
             self._members.append(member)
             if self._plan is not None:

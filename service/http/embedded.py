@@ -53,7 +53,8 @@ class EmbeddedService:
     """An ASGI app that serves the models of `settings`. The server that runs this app must use the lifespan protocol.
 
     The app has the routes for predictions, explanations and health. The app has no routes for metrics and
-    administration, because behind a load balancer, a request to these routes would reach only one of several processes.
+    administration. If several processes run behind a load balancer, a request for metrics or administration would reach
+    only one of them.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -131,7 +132,7 @@ async def _tick(service: Service) -> None:
                 service.guard.refresh()
             service.quality.tick()
             service.metrics.flush()
-        except Exception:  # the server must continue, for example if the disk is full
+        except Exception:  # an error in these tasks, such as a full disk, must not stop the server
             log.exception("internal error")
         await asyncio.sleep(1)
 

@@ -62,8 +62,8 @@ class Heads(dict[bytes, Head | None]):
     Each key is the bytes of a head, including the blank line at its end.
 
     check: a function that is called with the headers of each parsed head. `check` raises an error to refuse a request.
-    If a head is not in the cache, the cache parses the head. If the key is not a complete head, the value is None. A
-    look-up raises `InvalidHttp`, `UrlTooLong`, `HeadTooLarge`, and the errors of `check`.
+    If a head is not in the cache, the cache parses the head. The value is None if the key is not a complete head. A
+    look-up may raise `InvalidHttp`, `UrlTooLong`, `HeadTooLarge`, or an error of `check`.
     """
 
     def __init__(self, max_head: int, check: Callable[[Headers], object] = lambda _: None) -> None:
@@ -162,7 +162,7 @@ class HeadReader:
 
     @property
     def begun(self) -> bool:
-        """Whether the first byte of a head has arrived. Empty lines before the head do not count."""
+        """Whether the first byte of a head has arrived. Empty lines before a head are not part of it."""
         return bool(self._raw) and not self._raw.isspace()
 
     def read(self, data: bytes, start: int) -> tuple[Head | None, int]:

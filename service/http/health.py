@@ -14,7 +14,7 @@ def live(_: Service) -> Reply:
 
 
 def started(_: Service) -> Reply:
-    """Answer that the models were loaded once."""
+    """Answer that the start is complete: the models are loaded before any request can reach this function."""
     return Reply(200, (JSON,), orjson.dumps({"started": True}))
 
 

@@ -98,7 +98,7 @@ class Inner:
 
 
 class InnerTransport(asyncio.Transport):
-    """The transport of one inner protocol. The class `Inner` describes the attributes and arguments."""
+    """The transport of an inner protocol. The docstring of `Inner` describes the attributes and arguments."""
 
     def __init__(
         self,

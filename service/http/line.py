@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 
 
 class Line:
-    """One end of a line. Any thread may call `send`. Only one thread may call `receive`."""
+    """The end of a line in one process. Any thread may call `send`. Only one thread may call `receive`."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection

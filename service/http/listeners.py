@@ -1,6 +1,6 @@
 """Binds the sockets of a server: one for predictions, and perhaps another one for metrics and administration.
 
-This module uses addresses. This module does not depend on a protocol.
+This module knows addresses and sockets, but no protocol such as HTTP or gRPC.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """A connection whose requests have records. An observer gets each record when the response is complete.
 
-While the server is busy, only some predictions have a record. A prediction without a record gets a record if it fails.
+While the server is busy, only some predictions get a record when they begin. If a prediction without a record fails,
+its record is created at the end.
 
-Without an observer, clients get an ordinary `Connection`. So requests that nobody observes take no extra time. This
-module does not depend on the use of the records.
+If the server has no observer, each client gets an ordinary `Connection`, so its requests take no extra time. This
+module does not know what the records are used for.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Serves the page at / and its files. The files are read, hashed and compressed once, when the app is created.
 
-The path of each file contains the digest of all files. So a browser may cache a file for ever. After an upgrade, the
-browser gets the new files, because the new files have other paths. This module does not depend on models.
+The path of each file contains the digest of all files. So a browser may keep a file in its cache for ever. After an
+upgrade, the browser gets the new files, because the new files have other paths. This module does not depend on models.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PLACE = b"{{files}}"
 
 
 class _File:
-    """One file in memory, plain and compressed."""
+    """A file of the page, kept in memory both as plain bytes and compressed."""
 
     def __init__(self, name: str, content: bytes, *, forever: bool) -> None:
         self._headers = {

@@ -1,7 +1,7 @@
-"""Passes a question of one worker to all workers. When all workers have answered, returns the answers to this worker.
+"""Passes a worker's question to all workers, and returns all answers to the worker that asked.
 
-Only the supervisor's thread that receives messages calls the methods of `Questions`. This module uses the message line
-to each worker. This module does not depend on processes.
+Only the supervisor's thread that receives messages calls the methods of `Questions`. This module sends messages to the
+workers through `line.py`, and does not depend on processes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from foldserve.service.http.line import Line
 class _Question:
     """A question that at least one worker has not answered yet.
 
-    asker: the worker that asks. number: the number of the message with the question. missing: the workers that have not
-    answered yet.
+    asker: the worker that asked. number: the number that the asker gave to its message; the message with the answers
+    has the same number. missing: the workers that have not answered yet.
     """
 
     asker: Line
@@ -36,7 +36,7 @@ class Questions:
         self._numbers = itertools.count(1)
 
     def ask(self, text: str, asker: Line, number: int, workers: Iterable[Line]) -> None:
-        """Ask all workers. asker: the worker that asks. number: the number of the message with the question."""
+        """Send a question to all workers. asker: the worker that asks. number: the number of the asker's message."""
         own = next(self._numbers)
         self._waiting[own] = _Question(asker, number, list(workers))
         for line in self._waiting[own].missing:

@@ -43,8 +43,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("foldserve")
 
-# If another thread waits, a thread may hold the lock of the interpreter for this number of seconds. Python's default is
-# 5 ms. While a thread decodes a large body, each event of the event loop may wait for this number of seconds.
+# The number of seconds after which Python takes the interpreter's lock from a thread if another thread waits for the
+# lock. Python's default is 5 ms. While a thread decodes a large body, the event loop may wait for this time at each
+# event.
 _SWITCH_INTERVAL = 1e-3
 
 
@@ -128,7 +129,7 @@ def _serve(
     sys.setswitchinterval(_SWITCH_INTERVAL)
     service = compose(settings, control)
     doors = create_doors(settings, service, listeners, tls)
-    # All models are now loaded and verified. Before this line, this process has accepted no connection.
+    # All models are now loaded and verified. Until now, this process has accepted no connection.
     service.lifecycle.start()
     signal.signal(UNREADY_SIGNAL, lambda *_: service.lifecycle.drain())
     lines = announcement([door.url for door in doors], service, doors[0].socket_path)
@@ -161,7 +162,7 @@ class _Server(uvicorn.Server):
         self._rpc: RpcServer | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 (each door has its own)
-        await super().startup([])  # without sockets, because uvicorn would accept only one connection in each turn
+        await super().startup([])  # without sockets: with uvloop, uvicorn would accept one connection per turn
         self._acceptors = [door.acceptor(self.server_state) for door in self._doors]
         for acceptor in self._acceptors:
             acceptor.start()
@@ -187,7 +188,7 @@ class _Server(uvicorn.Server):
                 self._run_periodic_tasks()
                 if self._rpc is not None:
                     await self._rpc.tick()
-            except Exception:  # the server must continue, for example if the disk is full
+            except Exception:  # an error in a periodic task, such as a full disk, must not stop the server
                 log.exception("internal error")
         return await super().on_tick(counter)
 
@@ -216,9 +217,9 @@ class _Server(uvicorn.Server):
             await asyncio.sleep(HANDSHAKE_SECONDS)
         for acceptor in self._acceptors:
             await acceptor.stop()
-        # If a client does not read its response, uvicorn would cancel the task of this client, and log a traceback. So
-        # after drain_timeout, the server aborts the connections of clients that do not read. `doors.py` gives uvicorn
-        # more time than drain_timeout.
+        # At the end of its own waiting time, uvicorn would cancel the task of each client that does not read its
+        # response, and log a traceback. To prevent this, the server aborts these connections after drain_timeout, and
+        # `doors.py` gives uvicorn a longer waiting time.
         loop = asyncio.get_running_loop()
         loop.call_later(self._settings.drain_timeout, self._abort_connections)
         async with asyncio.TaskGroup() as group:  # gRPC and HTTP drain at the same time
@@ -236,7 +237,8 @@ class _Server(uvicorn.Server):
     async def _wait_for_balancers(self) -> None:
         """Become unready, but answer requests for `drain_delay` more seconds, so that load balancers notice the change.
 
-        With several workers, the supervisor makes the workers unready and waits, so the workers do not wait.
+        If the server has several workers, the supervisor makes all workers unready and waits once for all of them. Then
+        the workers themselves do not wait.
         """
         lifecycle = self._service.lifecycle
         end = time.monotonic() + (self._settings.drain_delay if lifecycle.ready else 0)

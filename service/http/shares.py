@@ -19,7 +19,7 @@ _ABSENT = sys.maxsize // 2
 
 @dataclass(frozen=True)
 class Share:
-    """The number of connections of one worker, and the numbers of all other workers.
+    """The number of connections of one worker, together with the numbers of the other workers for comparison.
 
     counts: int64 [workers], in shared memory. Each worker writes only its own element, so the workers need no lock.
     index: the element of this worker.

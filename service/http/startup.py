@@ -33,7 +33,7 @@ class StartupResponder:
     """Answers clients of the listeners from `start` to `stop`.
 
     tls: the certificates of each listener; None for a listener without TLS. After each response, the connection closes,
-    so that the client's next request can reach the real server.
+    so that the client's next request can reach the server with the loaded models.
     """
 
     _loop: asyncio.AbstractEventLoop  # from `start` on
@@ -54,7 +54,7 @@ class StartupResponder:
         self._thread.start()
 
     def stop(self) -> None:
-        """Accept no more connections. The real server accepts the connections that still wait in the kernel.
+        """Accept no more connections. The server accepts the connections that still wait in the kernel.
 
         The thread continues until the last accepted connection ends, which takes at most a few seconds.
         """

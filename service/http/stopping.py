@@ -22,7 +22,8 @@ log = logging.getLogger("foldserve")
 
 # A supervisor sends this signal to its workers. After this signal, a worker is not ready, but still answers requests.
 UNREADY_SIGNAL = signal.SIGUSR1
-# The seconds in which TCP handshakes that have already begun may finish.
+# After it refuses new handshakes, a process waits for this number of seconds, so that the handshakes that have already
+# begun can finish.
 HANDSHAKE_SECONDS = 0.1
 _SO_ATTACH_FILTER = 26  # from <asm-generic/socket.h>; Python's module `socket` does not define this constant
 
@@ -54,10 +55,10 @@ def refuse_handshakes(listener: socket.socket) -> None:
     """Let the kernel ignore each new connection from now on.
 
     The filter works for all processes that share the listener. Without this filter, the kernel may complete a handshake
-    after the last `accept` and before the listener closes. When the listener closes, the kernel would reset a
-    connection that was not accepted, although its client may already have sent a request. If the kernel ignores a
-    client, the client tries again after a second. When the client tries again, the port is closed or the next server
-    listens. On systems other than Linux, this function does nothing.
+    after the last `accept` and before the listener closes. When the listener closes, the kernel would reset such a
+    connection, although its client may already have sent a request. With the filter, the kernel ignores the client, and
+    the client tries again after a second. At that time, the port is closed, or the next server listens on it. On
+    systems other than Linux, this function does nothing.
     """
     if sys.platform != "linux":
         return

@@ -18,9 +18,9 @@ log = logging.getLogger("foldserve")
 class Tls:
     """Creates the TLS context for the next handshake. The context uses the files that the last `refresh` has read.
 
-    certificate: a PEM file with the certificate of the server, and then the certificates of the issuers. key: the file
-    with the private key; None if the key is in the file of the certificate. client_ca: a file with the certificates of
-    the authorities for client certificates; None if clients need no certificate.
+    certificate: a PEM file that contains the certificate of the server, followed by the certificates of its issuers.
+    key: the file with the private key; None if the key is in the file of the certificate. client_ca: a file with the
+    certificates of the authorities for client certificates; None if clients need no certificate.
     """
 
     def __init__(self, certificate: Path, key: Path | None, client_ca: Path | None) -> None:

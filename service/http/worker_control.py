@@ -1,7 +1,7 @@
 """Controls the models of one worker: carries out the changes that the supervisor asks for.
 
-A thread reads messages from the line as long as the worker runs. If the supervisor dies, the thread stops the worker,
-because no other process would stop it.
+A thread reads the supervisor's messages as long as the worker runs. If the supervisor dies, the thread stops the
+worker, because no other process would stop it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = logging.getLogger("foldserve")
 
 
 class WorkerControl:
-    """The control of one worker. line: the line to the supervisor."""
+    """The control of one worker. line: the worker's end of the line to the supervisor."""
 
     _member: Member  # set by `start`
 
@@ -57,7 +57,7 @@ class WorkerControl:
                     self._changes.put((kind, text, number))
         except (EOFError, OSError):
             if not self._follows:
-                os._exit(0)  # no client waits, and a normal exit during the start would print warnings
+                os._exit(0)  # the worker has no clients yet, and a normal exit would print warnings
             os.kill(os.getpid(), signal.SIGTERM)
 
     def start(self, member: Member) -> None:
@@ -121,7 +121,7 @@ class WorkerControl:
         def answer() -> None:
             try:
                 self._line.send("answer", self._answer(question), number)
-            except Exception:  # if no answer comes, the worker that asks stops waiting after some seconds
+            except Exception:  # the worker that asked waits only some seconds for answers
                 log.exception("internal error")
 
         if self._loop is not None:

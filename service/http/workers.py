@@ -1,7 +1,6 @@
 """Starts several worker processes on the same listeners, replaces dead workers, and stops all workers.
 
-This module uses processes and signals. The only part of the server that this module uses is the function that each
-worker runs.
+This module uses processes and signals. It knows nothing of the server except the function that each worker runs.
 """
 
 from __future__ import annotations
@@ -50,7 +49,8 @@ Serve = Callable[[Settings, Listeners, Callable[[str], object], Control], None]
 class _Worker:
     """One worker process.
 
-    member: the object with the line to the worker. When the worker dies, its end of the line closes.
+    member: the object through which the supervisor sends messages to the worker. When the worker dies, the connection
+    for these messages closes.
     """
 
     process: Any  # a process of the spawn context, whose class has no public name
@@ -61,7 +61,7 @@ class _Worker:
 
     @property
     def messages(self) -> Connection:
-        """The supervisor's end of the line."""
+        """The connection on which the supervisor receives the worker's messages."""
         return self.member.line.connection
 
 
@@ -104,7 +104,7 @@ class _Supervisor:
         # release the locks.
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
-        # The shares that belong to no living worker.
+        # The shares that no living worker uses.
         self._free_shares = create_shares(self._context, settings.workers)
         # Python calls a signal handler in the main thread, but the kernel may deliver the signal to another thread. If
         # another thread gets the signal, the pipe wakes up the main thread.

@@ -1,7 +1,7 @@
 """Writes outputs as an Arrow stream: the column `prediction`, and for a classification the column `probabilities`.
 
-This module owns the layout of the stream, which has one batch. Each value of `probabilities` is a list of fixed size.
-This module does not depend on headers.
+This module owns the layout of the stream. The stream contains all rows in one record batch. Each value of
+`probabilities` is a list of fixed size. This module does not handle HTTP headers.
 
 The format: https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format
 """
@@ -56,8 +56,8 @@ class ArrowWriter:
 def _column_of(labels: tuple[Label, ...]) -> tuple[Any, Callable[[Indices], Any]]:
     """Return the Arrow type of the labels, and a function that makes a column from their indices.
 
-    If all labels have the same JSON type, the column has this type. If the labels have several types, the column has
-    their JSON texts.
+    If all labels have the same JSON type, the column has this type. Otherwise, the column contains each label as JSON
+    text.
     """
     types = set(map(type, labels))
     if types == {bool}:

@@ -31,7 +31,7 @@ class BodyMemory:
     def check_room(self, size: int) -> None:
         """Raise `MemoryFull` if the memory now has no room for a body of `size` bytes.
 
-        This method does not reserve the room.
+        This method only checks: it reserves no memory for the body.
         """
         if size > _UNCOUNTED and self.held + size > self._limit:
             raise self._full()

@@ -95,15 +95,15 @@ class CategoricalColumn:
         self._types = types | {type(None)}
         self.misfit = _MISFITS[types]
         known: dict[Any, float | None] = {value: float(code) for code, value in enumerate(values)}
-        # If the feature allows no missing values, null stays null, and the later check of the whole rows refuses the
-        # null.
+        # If the feature allows no missing values, a null has no code and stays None. The check of the whole rows, which
+        # comes later, then refuses the null.
         known[None] = math.nan if feature.missing else None
         # A boolean column has no code for an unseen value. So an unknown text in this column is refused.
         self._read_boolean = reading.boolean if boolean and reading else None
         if reading and not boolean:
             known = dict.fromkeys(reading.missing_numbers, known[None]) | {str(v): known[v] for v in values} | known
             self._types |= {str}
-        self._codes = _Codes(known, reading, float(largest))  # `unseen` has no effect in a boolean column
+        self._codes = _Codes(known, reading, float(largest))  # a boolean column does not use `unseen`
         self.no_code = "is neither 0 nor 1" if boolean else f"is not an index from 0 to {largest}"
 
     def code(self, value: Any, row: int) -> float | None:

@@ -1,6 +1,7 @@
 """Handles media types and content encodings: gzip and deflate for requests, gzip for answers.
 
-This module has pure functions of headers and bytes. This module does not depend on JSON or rows.
+The functions of this module are pure: their results depend only on the given headers and bytes. This module does not
+depend on JSON or rows.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ from foldserve.service.errors import InvalidInput, TooLarge, UnsupportedMedia
 from foldserve.service.protocols.body import Body, BodyMemory
 from foldserve.service.protocols.reply import Headers, Reply
 
-# zlib selects the format by the argument `wbits`. The window size plus 16 selects gzip. The window size alone selects
-# zlib's own format, which HTTP calls "deflate" (RFC 9110, section 8.4.1.2).
+# zlib selects the format by the argument `wbits`. If `wbits` is the window size plus 16, zlib uses the gzip format. If
+# `wbits` is the window size, zlib uses its own format, which HTTP calls "deflate" (RFC 9110, section 8.4.1.2).
 _WINDOW = {b"gzip": 16 + zlib.MAX_WBITS, b"x-gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 # An answer below this size, in bytes, fits into one packet without compression.
 _MIN_COMPRESSED = 1400
 _FASTEST = 1
-# The largest number of encodings of one body. The server must decode a large body once for each encoding, and this
-# takes long.
+# The largest number of encodings that one body may have. The server must decode the body once for each encoding, and
+# decoding a large body takes long.
 _MAX_ENCODINGS = 2
 # The largest allowed ratio of a body's size after decompression to the body's size before decompression. Gzip makes a
 # table of numbers 3 to 20 times smaller, and a table of zeros 1,000 times smaller.
 _MAX_RATIO = 200
-# The ratio is not checked for a body of at most this number of bytes after decompression.
+# If a body has at most this number of bytes after decompression, any ratio is allowed.
 _ANY_RATIO = 2**23
 # The number of bytes that one call of zlib decompresses. zlib does not hold the interpreter's lock while it
 # decompresses.

@@ -61,7 +61,8 @@ JSON_TYPE = b"application/json"
 # The largest number of warnings in one answer.
 MAX_WARNINGS = 100
 _FLOAT = np.dtype("<f4")
-# If the query asks for another form, and the answer has more than this number of values, a thread encodes the answer.
+# If the query asks for a form other than the default, and the answer has more than this number of values, the answer is
+# encoded on a thread.
 _MANY_NUMBERS = 20_000
 
 _Counted = dict[tuple[Unusual, str], int]
@@ -114,7 +115,7 @@ class FriendlyCodec:
         return codec
 
     def _apply(self, options: AnswerOptions, request: DecodedRequest, counted: _Counted, wanted: bytes | None) -> None:
-        """Let the answer have the form that the query asks for.
+        """Set the form of the answer to the form that the query asks for.
 
         Raises `InvalidInput` if the client wants an answer that is not JSON.
         """
@@ -231,8 +232,8 @@ def _count(counted: _Counted, kind: Unusual, names: Iterable[str]) -> None:
 def example(manifest: Manifest) -> list[JsonValue]:
     """Return the first golden row as a client would write it.
 
-    A golden row may have the code of an unseen category. The code of an unseen category has no value, so the last
-    category is returned instead.
+    A golden row may contain the code of an unseen category. No category belongs to this code, so the last category is
+    returned instead.
     """
     return [
         json_value(feature, value) for feature, value in zip(manifest.features, manifest.golden.inputs[0], strict=True)

@@ -27,9 +27,9 @@ SMALL = 2**12
 # The size of a piece in bytes. Parsing a larger piece is not faster, and blocks the interpreter for more than 1 or 2
 # ms.
 PIECE_BYTES = 2**16
-# The largest number of bytes before the elements of the array, and the largest number of bytes after the elements.
+# The largest number of bytes that a document may have before the elements of the array, and also after these elements.
 MAX_AROUND = 2**16
-# The default for the largest number of bytes of one element. A codec may allow larger elements.
+# The largest number of bytes of one element, unless a codec sets another limit.
 MAX_ELEMENT_BYTES = 2**20
 
 _NOT_SPACE = re.compile(rb"[^ \t\n\r]")
@@ -74,7 +74,7 @@ class CutDocument:
 
 
 def is_cut(value: Any) -> bool:
-    """Return whether a value of `around` is the array that was cut out."""
+    """Return whether `value`, which is a part of `around`, stands for the array that was cut out."""
     return bool(value == [_MARK])
 
 
@@ -95,7 +95,8 @@ def parse_json(text: bytes | bytearray | memoryview) -> Any:
 def has_booleans(text: bytes | bytearray) -> bool:
     """Return whether `true` or `false` occurs in the text.
 
-    The search for one letter is fast. Most requests contain neither the letter r nor the letter f.
+    The function first searches for the letters r and f, because a search for one letter is fast, and most requests
+    contain neither letter.
     """
     return (_R in text and b"true" in text) or (_F in text and b"false" in text)
 
@@ -143,8 +144,8 @@ def cut(body: bytes | bytearray, array: LongArray) -> CutDocument:
 
     This function does not parse the pieces. The body is valid JSON if `is_cut` finds the array and `parse_piece`
     accepts every piece. If the body is valid JSON, the pieces hold the elements of the array that `is_cut` has found.
-    The mark in `around` proves that JSON allows an array at this place. In an array, JSON allows any elements with
-    commas between them.
+    The mark in `around` proves that an array is valid at this place. Inside an array, JSON allows any elements,
+    separated by commas.
 
     Raises `InvalidInput` if a long array is not closed, has too many elements, or has an element that is too large.
     Also raises `InvalidInput` if the document around the array is too large or is not JSON.
@@ -187,11 +188,11 @@ def _parse_around(body: bytes | bytearray, start: int, stop: int, end: int) -> A
 
 
 def _find(body: bytes | bytearray, path: tuple[str | int, ...], end: int) -> int | None:
-    """Return the place after the `[` of the array at `path`; None if the array is not found.
+    """Return the offset after the `[` of the array at `path`; None if the array is not found.
 
     The text may be invalid JSON.
     """
-    here: list[str | int] = []  # for each level: the name or index of the next value
+    here: list[str | int] = []  # the path of the next value: a name or an index for each level
     name_follows = False
     for token in _TOKEN.finditer(body, 0, end):
         text = token[0]
@@ -305,7 +306,7 @@ def _inside(quotes: npt.NDArray[np.intp], places: npt.NDArray[np.intp]) -> npt.N
 
 
 def _commas(text: npt.NDArray[np.uint8], quotes: npt.NDArray[np.intp] | None) -> npt.NDArray[np.intp]:
-    """Return the places of all commas that are not inside a string."""
+    """Return the indices of all commas that are not inside a string."""
     commas = np.flatnonzero(text == _COMMA)
     return commas if quotes is None else commas[~_inside(quotes, commas)]
 

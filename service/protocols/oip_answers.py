@@ -2,8 +2,8 @@
 
 A request may ask for the output of the model, for `label`, or for both. `label` is the predicted label as a text. The
 predicted label depends on the decision threshold of the model. With the classification extension, the answer has the
-best classes of each row instead of the outputs. This module uses outputs and the options of a request. This module does
-not depend on rows.
+best classes of each row instead of the outputs. This module needs the outputs of the model and the options of the
+request, but not the rows.
 
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_classification.md
 """

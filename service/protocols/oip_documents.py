@@ -1,6 +1,7 @@
 """Makes the documents of the Open Inference Protocol about a model: metadata, configuration and statistics.
 
-This module has pure functions of a manifest and counts. This module does not depend on requests or routes.
+The functions of this module are pure: their results depend only on a manifest and on given counts. This module does not
+depend on requests or routes.
 
 https://github.com/kserve/open-inference-protocol, and the model configuration and statistics extensions:
 https://github.com/triton-inference-server/server/tree/main/docs/protocol

@@ -166,7 +166,7 @@ class InputTensor:
         return self._columns.from_array(values)
 
     def from_raw(self, content: memoryview) -> Rows:
-        """Read FP32 rows. Raises `InvalidInput` unless the bytes are whole rows, and not too many rows."""
+        """Read FP32 rows. Raises `InvalidInput` if the last row is incomplete, or if there are too many rows."""
         width = self._columns.width
         count, rest = divmod(len(content), 4 * width)
         if rest:

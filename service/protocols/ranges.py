@@ -1,6 +1,6 @@
 """Finds the values of a request that are outside the training ranges of the features of one model.
 
-This module reads rows that have passed the checks of `rows`. This module does not depend on the format of a request.
+The module `rows` has already checked the rows. This module does not know the format in which a request sent them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from foldserve.service.metrics import Counts, Unusual
 # The number of values that are compared in one step. With `_STEP` values, the arrays of one step fit into the cache of
 # the processor.
 _STEP = 2**16
-# Rows are joined until NumPy compares about this many values in one loop, because a loop over one short row is slow.
+# Short rows are joined to longer rows of about this number of values, because NumPy is slow if it compares one short
+# row at a time.
 _COMPARED = 1024
 
 
@@ -73,10 +74,10 @@ class Ranges:
         return entries, found
 
     def _steps(self, rows: Rows) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
-        """Yield the parts of `rows` that have a value outside its range.
+        """Check `rows` in steps, and yield each step that has a value outside its range.
 
-        For each part, yield the index of its first row, and a bool array [rows, features] that is True outside the
-        range.
+        A step is given as the index of its first row, and a bool array [rows, features] that is True where a value is
+        outside its range.
         """
         step = max(1, _STEP // len(self._features))
         for start in range(0, len(rows), step):
@@ -99,10 +100,10 @@ class Ranges:
         return outside
 
     def _count_columns(self, outside: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-        """Count the True values in each column of the bool array of one step.
+        """Count the True values in each column of `outside`, the bool array of one step.
 
-        NumPy adds a few long rows of bytes ten times as fast as many short rows. One step has fewer than 256 long rows,
-        so no byte overflows.
+        NumPy adds a few long rows of bytes ten times as fast as many short rows, so short rows are joined to long rows.
+        One step has fewer than 256 long rows, so each sum fits into a byte.
         """
         whole = len(outside) - len(outside) % self._repeats
         long = outside[:whole].view(np.uint8).reshape(-1, self._many_low.size)

@@ -62,7 +62,8 @@ class Columns:
     def are_plain(self) -> bool:
         """Whether the model gets each JSON number unchanged.
 
-        The result is true if no column has codes or times, and no number means a missing value.
+        The model gets each number unchanged if no column contains codes or times, and no column uses a number for
+        missing values.
         """
         return not self.coded and not self._times and not self._missing_numbers
 
@@ -87,7 +88,7 @@ class Columns:
         """Read the numbers of whole rows, one row after the other, as float32 [rows, features].
 
         Booleans and categories are codes, and a missing value is None. first_row: the index of the first row in the
-        request. booleans: whether `values` may contain true or false, which this function refuses. Raises
+        request. booleans: whether `values` may contain true or false. This function refuses true and false. Raises
         `InvalidInput`.
         """
         rows = self._from_json_numbers(values, first_row, booleans=booleans)
@@ -113,7 +114,7 @@ class Columns:
                     values[i] = None
 
     def _read_texts(self, values: list[Any], first_row: int, readings: Sequence[Reading | None]) -> None:
-        """Replace each text by its number, in each column that has a `Reading`. Raises `InvalidInput`."""
+        """In each column that has a `Reading`, replace each text with its number. Raises `InvalidInput`."""
         for i, value in enumerate(values):
             reading = readings[i % self.width] if type(value) is str else None
             if reading is not None:
@@ -181,7 +182,7 @@ class Columns:
     def count(self, rows: Rows) -> Counts | None:
         """Count the unusual values of a large request.
 
-        The metrics count the unusual values of a small request later.
+        Returns None for a small request, because the metrics count its unusual values later.
         """
         return self.ranges.count(rows) if rows.size > MAX_DEFERRED_VALUES else None
 

@@ -3,8 +3,8 @@
 docs/json.md has the measurements that justify this module. This module does not depend on features or protocols. This
 module never gives a whole request to simdjson, which counts the elements of an array only up to 2**24 - 1. If an array
 is longer, pysimdjson's `as_list`, `as_dict`, `items`, `values` and slices write past the end of a list. So this module
-uses only `parse`, `len`, iteration and `as_buffer`. This module also refuses each text that is long enough to have
-2**24 elements.
+uses only `parse`, `len`, iteration and `as_buffer`. In addition, the module refuses every text that is long enough to
+contain 2**24 elements.
 """
 
 from __future__ import annotations

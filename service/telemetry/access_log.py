@@ -1,7 +1,7 @@
 """The access log, which has one line for each request. The access log writes many lines at once.
 
-While the server is busy, only some successful requests get a line. The next line gives the number of requests without a
-line. Each request that fails gets a line.
+While the server is busy, the log leaves out some successful requests. The next line contains the number of requests
+that were left out. Each request that fails gets a line.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class AccessLog:
         self._waiting.append((time.time(), record, skipped))
 
     def skip(self, count: int) -> None:
-        """Count requests without a line. The next line gives the number of these requests."""
+        """Count requests that the log leaves out. The next line contains their number."""
         self._skipped += count
 
     def report(self) -> None:
@@ -72,7 +72,7 @@ class AccessLog:
 
 
 def _fields(record: Record) -> dict[str, Any]:
-    """Return the fields of a line. The line leaves out the fields that the request does not have.
+    """Return the fields of a log line. Fields that do not apply to the request are left out.
 
     Times are in milliseconds.
     """
@@ -128,6 +128,6 @@ def _console(now: float, fields: dict[str, Any], skipped: int) -> str:
     return f'{stamp} INFO {_LOGGER}: {client} - "{method} {url}" {status} {pairs}{end}'
 
 
-@lru_cache(2)  # many lines are written in the same second
+@lru_cache(2)  # many lines have the same second, so the text of the last seconds is kept
 def _local_second(seconds: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

@@ -1,9 +1,9 @@
 """The two formats of all logs: `console` for people, and `json` for programs.
 
-This module decides which characters a line of a log may have.
+This module decides which characters may occur in a log line.
 
-A line of the JSON format is one object. The time of a line is in UTC, in the format of RFC 3339. No line has a control
-character or a character outside ASCII, so a client can't add a line to the log.
+Each line of the JSON format is one JSON object. Its time is in UTC, in the format of RFC 3339. No line contains a
+control character or a character outside ASCII, so a client can't add a line to the log.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def utc(seconds: float) -> str:
     return f"{_utc_second(milliseconds // 1000)}.{milliseconds % 1000:03d}Z"
 
 
-@lru_cache(2)  # many lines are written in the same second
+@lru_cache(2)  # many lines have the same second, so the text of the last seconds is kept
 def _utc_second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 

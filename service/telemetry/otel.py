@@ -45,11 +45,11 @@ log = logging.getLogger("foldserve")
 
 # When the server stops, it waits at most this number of seconds until the last spans and metrics are sent.
 _FLUSH_SECONDS = 3.0
-# The largest number of traces that may be sent without a pause. After this number of traces, further traces are spread
-# evenly over time.
+# The largest number of traces that may be sent directly one after the other. Further traces are spread evenly over
+# time.
 _BURST = 10
-# A request that the sampler does not take costs less time than a trace. So 20 requests that the sampler does not take
-# count as one trace.
+# A request that the sampler rejects takes much less time than a trace that is sent. So 20 rejected requests count as
+# much as one trace.
 _UNSAMPLED_SHARE = 0.95
 _PROTOCOL = "http/protobuf"
 
@@ -132,10 +132,10 @@ class Traces:
         self.limit = RateLimit(rate, _BURST)
         self._skipped = 0
         self._batch: Batch | None = None
-        self._run: SpanContext | None = None  # the first `run` span of `_batch`
+        self._run: SpanContext | None = None  # the span for the run of `_batch`, in the first trace with this batch
 
     def add(self, record: Record) -> None:
-        """Send the spans of a request, if the request has reached a model and the sampler takes the request."""
+        """Send the spans of a request, if the request has reached a model and the sampler selects it."""
         if not record.model:
             self.limit.give_back(1)
             return
@@ -160,11 +160,11 @@ class Traces:
         span.end(_nanoseconds(record.ended or record.began, offset))
 
     def skip(self, count: int) -> None:
-        """Count requests without a trace. The next trace gives the number of requests without a trace."""
+        """Count requests for which no trace is sent. The next trace contains their number."""
         self._skipped += count
 
     def report(self) -> None:
-        """Do nothing, because the next trace reports the skipped requests."""
+        """Do nothing, because the next trace contains the number of skipped requests."""
 
     def close(self) -> None:
         """Do nothing, because `Exporters.close` sends the spans that wait."""

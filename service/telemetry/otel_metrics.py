@@ -1,7 +1,7 @@
 """Sends the metrics of one process to a collector. The metrics have the same names and labels as in /metrics.
 
-The Prometheus client already counts, so this module only converts the client's samples. This module uses no instrument
-of OpenTelemetry.
+The Prometheus client already counts everything. Therefore, this module converts the samples of that client, and does
+not count with OpenTelemetry.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Family(Protocol):
 class Report:
     """Logs one message with the reason when the collector stops answering, and one when the collector answers again.
 
-    what: the word for the sent items in the messages. logger: the name of the exporter's logger. The messages of this
-    logger are left out, because they would fill the log.
+    what: the word that the messages use for the sent items, such as spans. logger: the name of the exporter's own
+    logger; its messages are suppressed, because they would fill the log.
     """
 
     def __init__(self, what: str, logger: str) -> None:
@@ -159,7 +159,7 @@ def _numbers(samples: Iterable[Sample], start: int, now: int) -> list[NumberData
 
 
 def _histogram(samples: Iterable[Sample], start: int, now: int) -> list[HistogramDataPoint]:
-    """Convert the samples of a histogram. Each series has its buckets in order, then its count and its sum."""
+    """Convert the samples of a histogram. Each series has one sample per bucket, then its count and its sum."""
     points = []
     series: dict[tuple[tuple[str, str], ...], dict[str, list[tuple[float, float]]]] = {}
     for sample in samples:

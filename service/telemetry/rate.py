@@ -28,5 +28,5 @@ class RateLimit:
         return True
 
     def give_back(self, share: float) -> None:
-        """Give back a share of the last event, so that the event counts only as `1 - share` of an event."""
+        """Let the last event count only as `1 - share` of an event, so that the next event may happen earlier."""
         self.next -= self._interval * share

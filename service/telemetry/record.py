@@ -59,14 +59,14 @@ class Record:
     secure: whether the connection uses TLS. model, version, protocol: empty if the request did not reach a model.
     began: the time when the whole request had arrived. If the app itself reads the body, `began` is the time when the
     head had arrived. decoding, decoded: the times when the decoding began and ended. ran_from, ran_to: the times when
-    the run began and ended. ended: the time when the encoding ended. The rows wait in the queue from `decoded` to
-    `ran_from`, and the encoding begins at `ran_to`. sinks: the sinks that get the record even if the request succeeds.
-    rows: the number of rows; None if the number is not known. reason: the reason for an error, with the same texts as
-    in the metric foldserve_rejected_total.
+    the run began and ended. ended: the time when the encoding ended. From `decoded` to `ran_from`, the rows wait in the
+    queue. The encoding begins at `ran_to`. sinks: the sinks that get the record even if the request succeeds. rows: the
+    number of rows; None if the number is not known. reason: the reason for an error, with the same texts as in the
+    metric foldserve_rejected_total.
     """
 
-    # The class attributes are the defaults. Assigning all attributes for each request would take longer than the rest
-    # of the constructor.
+    # These class attributes are the default values of the attributes of a record. Assigning all of them for each
+    # request would take longer than the rest of the constructor.
     model = version = protocol = body_id = ""
     rows: int | None = None
     status = 0
@@ -130,8 +130,8 @@ def note_error(error: BaseException) -> None:
 class Sink(Protocol):
     """Receives finished records. The access log is a sink.
 
-    limit: the limit for the number of records that the sink gets. keeps_errors: whether the sink gets the record of
-    every request that fails, even above `limit`.
+    limit: limits how many records per second the sink gets. keeps_errors: whether the sink gets the record of every
+    request that fails, even above `limit`.
     """
 
     limit: RateLimit
@@ -156,9 +156,9 @@ class Observer:
     While the server is busy, most requests have no record, because recording takes much of the time of a request. The
     sinks get the number of requests without a record. Call all methods except `close` on the same event loop.
 
-    next: the time before which no sink takes a record. A request that begins before `next` needs a record only if it
-    fails. skipped: the number of requests without a record since the last report to the sinks; the caller increases
-    this number. make_id: a function that makes the identifier of a request without a record.
+    next: no sink takes the record of a successful request that begins before this time. So such a request needs a
+    record only if it fails. skipped: the number of requests without a record since the last report to the sinks; the
+    caller increases this number. make_id: a function that makes the identifier of a request without a record.
     """
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
@@ -198,7 +198,7 @@ class Observer:
 
     def _set_next(self) -> None:
         self.next = min(sink.limit.next for sink in self._sinks)
-        if self.next > time.monotonic():  # the next requests may get no record
+        if self.next > time.monotonic():  # until `next`, successful requests get no record
             self._report_later()
 
     def _report_later(self) -> None:

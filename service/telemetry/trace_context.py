@@ -27,7 +27,7 @@ def safe_id(value: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """The span of the client that sent a request.
+    """The client's span: the span in which the client sent the request.
 
     flags: the flags in traceparent; the lowest bit is 1 if the client records the trace. state: the values of the
     header tracestate.

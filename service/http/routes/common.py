@@ -30,7 +30,10 @@ class ErrorBody(BaseModel):
 
 
 class _NameConvertor(StringConvertor):
-    """The name of a model in a path. A name has no colon, so a GET request for `name:predict` gets a 405."""
+    """The name of a model in a path.
+
+    A name can't contain a colon, so `name:predict` is not read as a name. Therefore, a GET request for it gets a 405.
+    """
 
     regex = "[^/:]+"
 
@@ -116,12 +119,12 @@ def to_response(reply: Reply) -> Response:
 
 
 async def read_body(request: Request, limit: int, memory: BodyMemory) -> Body:
-    """Read a body of at most `limit` bytes. Raises `TooLarge` as soon as more bytes arrive.
+    """Read a body of at most `limit` bytes. Raises `TooLarge` as soon as the body has more bytes.
 
     Raises `MemoryFull` if all bodies together take too much memory.
     """
     too_large = errors.TooLarge(f"the body is larger than {limit} bytes")
-    length = int(request.headers.get("content-length", 0))  # the HTTP parser allows only digits
+    length = int(request.headers.get("content-length", 0))  # the HTTP parser allows only digits in this header
     if length > limit:
         raise too_large
     memory.check_room(length)
@@ -146,8 +149,8 @@ async def answer(request: Request, find: Callable[[], Endpoint]) -> Response:
     query = request.scope["query_string"]
     endpoint = find().for_query(query)
     body = [await read_body(request, endpoint.max_body, endpoint.memory)]
-    # The list makes sure that no variable refers to the body. If a variable referred to the body, the traceback of an
-    # error would keep the body in memory.
+    # The body is kept in a list and taken out with `pop`, so that no variable refers to the body. If a variable
+    # referred to the body, the traceback of an error would keep the body in memory.
     answering = find().for_query(query).answer(dict(request.headers.raw), body.pop(), current_record.get())
     reply = asyncio.ensure_future(answering)
     disconnect = asyncio.ensure_future(request.receive())  # after the body, the only message is a disconnect

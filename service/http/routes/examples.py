@@ -1,6 +1,6 @@
 """Describes the loaded models in the OpenAPI document: their names, their rows, and an example for each model.
 
-This module uses the paths of the predictions. This module does not handle requests. The document is made again when the
+This module knows the paths of the prediction routes, but does not handle requests. The document is made again when the
 models change.
 """
 
@@ -16,7 +16,7 @@ _NAMED = "/v1/models/{model}:predict", "/v1/models/{model}/versions/{version}:pr
 _EXPLAIN = "/v1/models/{model}:explain", "/v1/models/{model}/versions/{version}:explain"
 _INFER = "/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"
 _JSON = JSON_TYPE.decode()
-# The largest number of models that have an example.
+# The document has examples for at most this number of models.
 _MAX_MODELS = 50
 # If a model has more features than this number, the document does not describe each feature, and the examples contain
 # no feature names.
@@ -56,9 +56,9 @@ def _current_models(repository: Repository, shown: Model) -> list[Model]:
 
 
 def _describe_parameters(document: dict[str, Any], names: list[str], version: int) -> None:
-    """List the names of the models in each path with a model, so that /docs offers them.
+    """List the names of the models in each path that has a parameter for a model.
 
-    /docs preselects the first name.
+    Then /docs offers these names as choices, and preselects the first name.
     """
     for path, operations in document["paths"].items():
         for operation in operations.values():

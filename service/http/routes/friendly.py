@@ -38,7 +38,7 @@ class Instances(BaseModel):
 
 
 class UnusualValue(BaseModel):
-    """A warning about one value. Without `row`, the warning is about a column of the whole request."""
+    """A warning about one value. If `row` is missing, the warning is about a whole column of the request."""
 
     row: int | None = None
     column: str | None = None
@@ -64,9 +64,9 @@ class Predictions(BaseModel):
 class VersionStatus(BaseModel):
     """One version. `state` is `ready`, `failing`, `loading`, `refused` or `unloaded`.
 
-    If the version is ready, `why` is the reason for its execution provider; otherwise, `why` is the reason for its
-    state. `note` is a remark about a version that is ready. `compared` has the measures of the comparison with the
-    previous active version.
+    For a version that is ready, `why` tells why this execution provider was chosen, and `note` is a remark. For any
+    other version, `why` tells why the version has this state. `compared` contains the measurements from the comparison
+    with the previous active version.
     """
 
     version: int
