@@ -42,7 +42,7 @@ class Scope(Enum):
 
 
 class KeyLine(BaseModel):
-    """One line of a file of keys. rate: the limit in requests per second; None for no limit."""
+    """One line of a file with API keys. rate: the limit in requests per second; None for no limit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -70,7 +70,7 @@ class Caller:
 
 
 def create_key(name: str, scopes: Sequence[Scope], rate: float | None) -> tuple[str, str]:
-    """Make a key. Returns the key and its line for a file of keys.
+    """Make a key. Returns the key, and its line for a file with API keys.
 
     Raises `SettingsError` if the name or rate is not valid.
     """

@@ -28,13 +28,13 @@ _YIELD_SECONDS = 0.001
 # still gets its share of the connections.
 _MAX_YIELDS = 20
 _MAX_PER_YIELD = 8
-# If the process or the machine has no file descriptor or no memory for a connection, the acceptor tries again after
-# this number of seconds.
+# If the process or the machine has no free file descriptor or memory for another connection, the acceptor tries again
+# after this number of seconds.
 _RETRY_SECONDS = 0.5
 # The largest number of connections that are accepted when the server stops. It is the length of the queue in which the
 # kernel keeps new connections.
 _MAX_AT_STOP = 2048
-# The seconds that a client has for its TLS handshake when the server stops.
+# The number of seconds that a client has for its TLS handshake when the server stops.
 _HANDSHAKE_SECONDS = 1.0
 
 
@@ -58,7 +58,7 @@ class Acceptor:
         self._current_tls = current_tls
         self._share = share
         self._yields = 0  # how often this worker has waited for another worker to accept
-        self._opening: set[asyncio.Task[None]] = set()  # a task for each connection without a protocol yet
+        self._opening: set[asyncio.Task[None]] = set()  # a task for each connection that has no protocol yet
         self._retry: asyncio.TimerHandle | None = None  # set while the event loop does not watch the listener
         self._failing = False  # whether the last `accept` failed; the failure is already logged
 

@@ -42,7 +42,7 @@ def announcement(urls: Sequence[str], service: Service, socket_path: str | None 
     )
     unready = f"not ready: {', '.join(not_ready)}; the log has the reasons\n" if not_ready else ""
     through = "" if socket_path is None else f"--unix-socket {shlex.quote(socket_path)} "
-    insecure = "k" if url.startswith("https:") else ""  # the certificate may be for another host name
+    insecure = "k" if url.startswith("https:") else ""  # curl -k: the certificate may be for another host name
     key = "" if service.guard is None else '-H "X-API-Key: $KEY" '
     body = shlex.quote(f'{{"instances": [[{values}]]}}')
     return (

@@ -2,9 +2,9 @@
 
 This module does not depend on sockets or endpoints. A reader stops after the last byte of the body. The packet with the
 last byte may also contain the next request, which must wait for the response. The parser httptools does not report the
-offset at which a chunked body ends. But a chunked body ends with a blank line, and httptools refuses a line without CR.
-So each call of `read` passes to httptools only the bytes up to the next blank line. For a body with a Content-Length,
-the reader counts the bytes itself.
+offset at which a chunked body ends. But a chunked body always ends with a blank line, CR LF CR LF, because httptools
+refuses lines without CR. So each call of `read` passes to httptools only the bytes up to the next blank line. For a
+body with a Content-Length, the reader counts the bytes itself.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ class Connection(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._set_reading)
 
     def _expects_more(self) -> bool:
-        """Return whether many more bytes may come now. A client that waits for a response sends no bytes."""
+        """Return whether many more bytes may arrive soon. A client that waits for a response sends no bytes."""
         if self._body is None:
             return self._phase not in (RESPONSE, APP_RESPONSE)
         return self._body.left >= _LONG_READ

@@ -59,7 +59,7 @@ class WorkerCrew:
                 member.line.send("commit", self._plan.model_dump_json(), next(self._numbers))
 
     def remove(self, member: Member) -> None:
-        """Remove a dead worker."""
+        """Remove a worker that has died."""
         with self._lock:
             self._members.remove(member)
         member.replies.put(None)

@@ -154,7 +154,7 @@ def _quality(quality: Quality, measures: dict[str, str]) -> str:
 
 
 def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int]) -> str:
-    """Return an HTML table. rows: the cells as HTML.
+    """Return an HTML table. rows: the cells of each row, as HTML.
 
     numbers: the indices of the columns that are aligned to the right.
     """

@@ -50,7 +50,7 @@ def describe_keys(document: dict[str, Any], app: FastAPI) -> dict[str, Any]:
 
 
 class GuardedApp:
-    """The app behind the guard of a service, for one listener.
+    """The app of one listener. A guard checks each request before the app gets it.
 
     scopes: the scopes of the routes that clients of this listener can use. Clients of this listener get a 404 for all
     other routes.

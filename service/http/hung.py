@@ -31,7 +31,7 @@ def end_if_hung(settings: Settings, service: Service, stopped: threading.Event) 
         else:
             stopped.wait(settings.drain_timeout + _GRACE_SECONDS)
             time.sleep(_REPORT_SECONDS)
-        # With a normal exit, the interpreter would wait for the thread of the run.
+        # A normal exit would wait for the thread of the run that hangs.
         sys.stderr.flush()
         os._exit(1)
 

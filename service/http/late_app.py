@@ -1,4 +1,4 @@
-"""The app behind one listener.
+"""The ASGI app that answers the requests of one listener.
 
 The app answers health probes itself, and creates the FastAPI app when a request needs it. FastAPI and its routes take
 0.2 s of processor time and 11 MB. A server that only answers predictions and probes does not need FastAPI. So FastAPI

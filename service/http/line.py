@@ -1,4 +1,4 @@
-"""The line between a supervisor and one of its workers: numbered messages, in both directions.
+"""The message line between a supervisor and one of its workers. Both sides send numbered messages.
 
     supervisor -> worker    prepare, commit     a change of the models
                             executed            the outcome of a command
@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 
 
 class Line:
-    """The end of a line in one process. Any thread may call `send`. Only one thread may call `receive`."""
+    """One process's end of the message line. Any thread may call `send`. Only one thread may call `receive`."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection

@@ -108,7 +108,7 @@ class ObservedConnection(Connection):
     # --- any other request --------------------------------------------------------------------------------------------
 
     def _forward(self, head: Head) -> None:
-        token = current_record.set(self._begin_record(head))  # the app's task copies the context variables
+        token = current_record.set(self._begin_record(head))  # the app's task gets a copy of this context variable
         try:
             super()._forward(head)
         finally:

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("foldserve")
 
 # The number of seconds after which Python takes the interpreter's lock from a thread if another thread waits for the
-# lock. Python's default is 5 ms. While a thread decodes a large body, the event loop may wait for this time at each
-# event.
+# lock. Python's default is 5 ms. While a thread decodes a large body, the event loop may have to wait this long before
+# each event.
 _SWITCH_INTERVAL = 1e-3
 
 
@@ -143,7 +143,7 @@ def _serve(
         stopped.set()
         service.close()
     control.join()
-    if service.lifecycle.lost:  # a supervisor must start a new process, which may use the device again
+    if service.lifecycle.lost:  # a supervisor must start a new process, which may be able to use the device again
         raise DeviceError(service.lifecycle.loss)
 
 
@@ -162,7 +162,7 @@ class _Server(uvicorn.Server):
         self._rpc: RpcServer | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 (each door has its own)
-        await super().startup([])  # without sockets: with uvloop, uvicorn would accept one connection per turn
+        await super().startup([])  # no sockets: uvicorn would let uvloop accept one connection per turn
         self._acceptors = [door.acceptor(self.server_state) for door in self._doors]
         for acceptor in self._acceptors:
             acceptor.start()
@@ -258,7 +258,7 @@ class _Server(uvicorn.Server):
 
 
 def _rpc_server(settings: Settings, service: Service) -> RpcServer | None:
-    """Create the gRPC server if the settings ask for it. Raises `StartError` without grpcio."""
+    """Create the gRPC server if the settings ask for it. Raises `StartError` if grpcio is not installed."""
     if settings.grpc_port is None:
         return None
     try:

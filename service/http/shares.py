@@ -1,7 +1,7 @@
 """Counts the connections of each worker in memory that all workers share, so that every worker gets a fair share.
 
-Without this count, the worker that wakes up first accepts all connections that a client opens at once. This module does
-not depend on sockets or on HTTP.
+Without these counts, the worker that wakes up first would accept all connections that a client opens at once. This
+module does not depend on sockets or on HTTP.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from typing import Any
 
-# The count of a worker that accepts no connections, because the worker starts, stops or is dead.
+# This count is for a worker that accepts no connections, because it is starting, is stopping or is dead.
 _ABSENT = sys.maxsize // 2
 
 
 @dataclass(frozen=True)
 class Share:
-    """The number of connections of one worker, together with the numbers of the other workers for comparison.
+    """The connection count of one worker, together with the counts of all workers for comparison.
 
     counts: int64 [workers], in shared memory. Each worker writes only its own element, so the workers need no lock.
     index: the element of this worker.

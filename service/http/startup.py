@@ -117,8 +117,8 @@ class StartupResponder:
     def _reply(self, path: bytes) -> Reply:
         if path == b"/v2/health/live":
             return Reply(200, (JSON,), orjson.dumps({"live": True}))
-        # The server does not know how long loading the models will take. So Retry-After is the time that loading has
-        # taken until now.
+        # The server does not know how long loading the models will take. So the value of Retry-After is the time that
+        # loading has already taken.
         seconds = min(_MAX_RETRY, max(1, math.ceil(time.monotonic() - self._since)))
         reply = failure(503, "the server is loading its models for the first time", seconds)
         name = {b"/v2/health/ready": "ready", b"/v2/health/started": "started"}.get(path)

@@ -27,7 +27,7 @@ log = logging.getLogger("foldserve")
 
 
 class WorkerControl:
-    """The control of one worker. line: the worker's end of the line to the supervisor."""
+    """Carries out the supervisor's changes in one worker. line: the worker's end of the line to the supervisor."""
 
     _member: Member  # set by `start`
 
@@ -108,7 +108,7 @@ class WorkerControl:
     def answer_with(self, answer: Callable[[str], str]) -> None:
         """Answer the questions of all workers with the function `answer`.
 
-        `answer` is called on the event loop of `follow`.
+        `answer` is called on the event loop in which `follow` was called.
         """
         self._answer = answer
 

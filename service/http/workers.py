@@ -53,7 +53,7 @@ class _Worker:
     for these messages closes.
     """
 
-    process: Any  # a process of the spawn context, whose class has no public name
+    process: Any  # a process that the context `spawn` creates; its class has no public name
     member: Member
     share: Share
     started: float

@@ -26,7 +26,7 @@ Indices = npt.NDArray[np.intp]
 
 
 class ArrowWriter:
-    """Writes the outputs of one model. A `Decision` without labels belongs to a regression."""
+    """Writes the outputs of one model. If the `Decision` has no labels, the model is a regression."""
 
     def __init__(self, decision: Decision) -> None:
         self._decision = decision

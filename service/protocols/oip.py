@@ -73,7 +73,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class _Known(NamedTuple):
-    """The content of a JSON text before binary rows. Most clients send the same JSON text in each request.
+    """The content of a JSON text that comes before binary rows. Most clients send the same JSON text in each request.
 
     size: the number of bytes of the rows. rows: the number of rows. timeout: the timeout of the request, in seconds.
     """
@@ -101,7 +101,7 @@ class OipCodec:
         # column may also have tensors for columns that training left out.
         columns = width + len(manifest.ignored)
         self._tensors = LongArray(("inputs",), "tensors", columns, _MAX_COLUMN_BYTES, piece_bytes)
-        self._known: dict[bytes, _Known] = {}  # the key is the JSON text; a text with an id is not stored
+        self._known: dict[bytes, _Known] = {}  # the keys are JSON texts; a text with an id is not stored
         self._one_tensor = re.compile(rb'"name"\s*:\s*' + re.escape(orjson.dumps(self._input)))
 
     def decode(self, headers: Headers, body: bytes | bytearray, *, fast_only: bool = False) -> DecodedRequest:
@@ -214,7 +214,7 @@ class OipCodec:
         return decoded
 
     def _remember(self, head: bytes, known: _Known) -> None:
-        """Remember the content of a JSON text before binary rows."""
+        """Remember the content of a JSON text that came before binary rows."""
         if len(self._known) >= _MAX_KNOWN:
             self._known.clear()
         self._known[head] = known

@@ -48,8 +48,9 @@ class ColumnTensors:
     def read(self, tensors: Iterable[Any], content: memoryview | None) -> tuple[Rows, Counter[tuple[Unusual, str]]]:
         """Read the tensors of a request, in any order, as float32 [rows, features].
 
-        content: the bytes after the JSON; None if no header gives the length of the JSON. Also returns the number of
-        rows for each ignored column, and for each constant that the request leaves out. Raises `InvalidInput`.
+        content: the bytes after the JSON; None if no header gives the length of the JSON. Also returns counts for the
+        metrics: the number of rows for each ignored column, and for each constant that the request leaves out. Raises
+        `InvalidInput`.
         """
         table = _Table(self)
         for tensor in tensors:  # a large request yields one tensor at a time, to save memory
@@ -92,7 +93,7 @@ class _Table:
             self._read[name] = column.read(_from_json(name, datatype, data, self._count))
 
     def finish(self, content: memoryview | None) -> tuple[Rows, Counter[tuple[Unusual, str]]]:
-        """Return the rows, and the counts of ignored columns and of constants.
+        """Return the rows, and the counts that `ColumnTensors.read` describes.
 
         content: the bytes after the JSON, or None.
         """

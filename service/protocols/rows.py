@@ -74,7 +74,7 @@ class Columns:
         function reads each text in the same way as training read the texts of the table. first_row: the index of the
         first row in the request. booleans: whether a value may be true or false. Raises `InvalidInput`.
         """
-        if len(values) == self.width:  # most requests have one row, for which slices are slower
+        if len(values) == self.width:  # most requests have only one row, and slices would be slower for one row
             for column in self._converted:
                 values[column.place] = column.code(values[column.place], first_row)
         else:
@@ -236,7 +236,7 @@ class Columns:
 
 
 def _are_finite(rows: Rows) -> bool:
-    # For few rows, a search in the bytes takes a third of the time that `all` takes.
+    # If there are few rows, a search in the bytes takes only a third of the time that `all` takes.
     return b"\0" not in np.isfinite(rows).tobytes()
 
 

@@ -52,7 +52,7 @@ class AccessLog:
         self._skipped += count
 
     def report(self) -> None:
-        """Write a line with the number of skipped requests, unless another line has reported this number."""
+        """Write a line with the number of skipped requests, unless another line has already reported it."""
         skipped, self._skipped = self._skipped, 0
         if skipped:
             self._waiting.append((time.time(), None, skipped))
@@ -128,6 +128,6 @@ def _console(now: float, fields: dict[str, Any], skipped: int) -> str:
     return f'{stamp} INFO {_LOGGER}: {client} - "{method} {url}" {status} {pairs}{end}'
 
 
-@lru_cache(2)  # many lines have the same second, so the text of the last seconds is kept
+@lru_cache(2)  # many lines have the same time in seconds, so the texts of two seconds are cached
 def _local_second(seconds: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

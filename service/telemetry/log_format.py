@@ -20,7 +20,7 @@ from foldserve.service.telemetry.record import current_record
 LogFormat = Literal["console", "json"]
 
 _CONSOLE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-# The console format allows line breaks in a traceback, and in the message of an error that the operator has made.
+# The console format allows line breaks in a traceback, and in the message of an error that the operator has caused.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\"\\]|[^\x00-\x7f]")
 _MAX_URL = 1024
 
@@ -44,7 +44,7 @@ def utc(seconds: float) -> str:
     return f"{_utc_second(milliseconds // 1000)}.{milliseconds % 1000:03d}Z"
 
 
-@lru_cache(2)  # many lines have the same second, so the text of the last seconds is kept
+@lru_cache(2)  # many lines have the same time in seconds, so the texts of two seconds are cached
 def _utc_second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 

@@ -132,7 +132,7 @@ class Traces:
         self.limit = RateLimit(rate, _BURST)
         self._skipped = 0
         self._batch: Batch | None = None
-        self._run: SpanContext | None = None  # the span for the run of `_batch`, in the first trace with this batch
+        self._run: SpanContext | None = None  # the `run` span of the first trace that contains `_batch`
 
     def add(self, record: Record) -> None:
         """Send the spans of a request, if the request has reached a model and the sampler selects it."""
@@ -199,7 +199,7 @@ def _steps(record: Record) -> Iterator[tuple[str, float, float]]:
 
 
 def _parent_context(record: Record) -> Context:
-    """Return a context of the SDK with the span of the client. If the client sent no span, the context is empty."""
+    """Return an OpenTelemetry context that contains the client's span. It is empty if the client sent no span."""
     parent = record.parent
     if parent is None:
         return Context()

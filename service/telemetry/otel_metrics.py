@@ -1,7 +1,7 @@
 """Sends the metrics of one process to a collector. The metrics have the same names and labels as in /metrics.
 
-The Prometheus client already counts everything. Therefore, this module converts the samples of that client, and does
-not count with OpenTelemetry.
+The Prometheus client already counts everything. Therefore, this module converts the samples of that client, instead of
+counting with OpenTelemetry.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ class Sink(Protocol):
         """Receive a finished record."""
 
     def skip(self, count: int) -> None:
-        """Count `count` requests whose records this sink does not get."""
+        """Add `count` to the number of requests whose records this sink does not get."""
 
     def report(self) -> None:
         """Report the number of skipped requests now, without a record."""
@@ -156,9 +156,10 @@ class Observer:
     While the server is busy, most requests have no record, because recording takes much of the time of a request. The
     sinks get the number of requests without a record. Call all methods except `close` on the same event loop.
 
-    next: no sink takes the record of a successful request that begins before this time. So such a request needs a
-    record only if it fails. skipped: the number of requests without a record since the last report to the sinks; the
-    caller increases this number. make_id: a function that makes the identifier of a request without a record.
+    next: the sinks take no records of successful requests that begin before this time, so a request that begins earlier
+    needs a record only if it fails. skipped: the number of requests without a record since the last report to the
+    sinks; the caller increases this number. make_id: a function that makes the identifier of a request without a
+    record.
     """
 
     def __init__(self, sinks: Sequence[Sink]) -> None:

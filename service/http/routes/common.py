@@ -44,7 +44,7 @@ def register_name_convertor() -> None:
 
 
 def requires(scope: Scope) -> Callable[[_Handler], _Handler]:
-    """Return a decorator that declares the scope that the handler of a route, or a mounted app, requires."""
+    """Return a decorator for the handler of a route, or for a mounted app. It declares the scope that clients need."""
 
     def declare(handler: _Handler) -> _Handler:
         handler.required_scope = scope  # type: ignore[attr-defined]
