@@ -102,7 +102,7 @@ class Acceptor:
         self._yields = 0
 
     def _accept_one(self) -> bool:
-        """Accept one connection. Returns whether more connections may wait."""
+        """Accept one connection. Returns whether more connections may be waiting."""
         try:
             connection, _ = self._listener.accept()
         except (BlockingIOError, InterruptedError):

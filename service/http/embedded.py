@@ -1,7 +1,7 @@
 """Runs the service as an ASGI app inside the server of another program, such as a replica of Ray Serve.
 
-This module starts and stops the service when it receives the lifespan messages of ASGI. The other program owns sockets,
-HTTP, signals and processes. https://asgi.readthedocs.io/en/latest/specs/lifespan.html
+This module starts and stops the service when it receives the lifespan messages of ASGI. The other program handles
+sockets, HTTP, signals and processes. https://asgi.readthedocs.io/en/latest/specs/lifespan.html
 """
 
 from __future__ import annotations

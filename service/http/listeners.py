@@ -28,7 +28,7 @@ class Listeners:
     """The bound sockets of a server. A process can pass this object to another process.
 
     admin: the socket for metrics and administration; None if metrics and administration use the main socket. share: the
-    share of this process in the connections; None if no other process accepts connections.
+    `Share` of this process; None if no other process accepts connections.
     """
 
     main: socket.socket

@@ -1,6 +1,6 @@
 """Runs one uvicorn server on the listeners: start, announcement, drain and stop.
 
-This module owns the signals, the log and the exit of the process. With several workers, each worker runs
+This module handles the signals, the log and the exit of the process. With several workers, each worker runs
 `serve_in_worker`. This module does not depend on models or protocols.
 """
 
@@ -69,8 +69,8 @@ def run(settings: Settings) -> None:
             control = LocalControl(partial(create_coordinator, settings))
             _serve(settings, listeners, announce, control, on_loaded=on_loaded)
         else:
-            # This import is not at the top of the module, because it loads prometheus_client in its mode for several
-            # processes.
+            # This import is not at the top of the module, because it loads prometheus_client in the mode that several
+            # processes need.
             from foldserve.service.http.workers import supervise
 
             supervise(serve_in_worker, settings, listeners, announce, on_loaded=on_loaded)

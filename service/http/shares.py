@@ -50,6 +50,6 @@ class Share:
 
 
 def create_shares(context: BaseContext, workers: int) -> list[Share]:
-    """Create the share of each worker. context: the context that starts the processes."""
+    """Create one `Share` for each worker. context: the context that starts the processes."""
     counts: Any = context.RawArray(ctypes.c_int64, [_ABSENT] * workers)
     return [Share(counts, index) for index in range(workers)]

@@ -1,7 +1,7 @@
 """Converts the JSON values of boolean and categorical columns to codes.
 
 The code of a boolean is 0 or 1. The code of a category is its index among the categories of the column. If a column had
-texts in the training table, the service reads the texts of this column in the same way as training. This module handles
+texts in the training table, the service reads its texts in the same way as training read them. This module handles
 single columns, not whole rows.
 """
 

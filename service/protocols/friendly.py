@@ -3,20 +3,20 @@
     {"instances": [[0.5, 3, ...], ...]}  or  {"instances": [{"column": 0.5, ...}, ...]}
     -> {"model": ..., "version": ..., "predictions": [label or value, ...], "probabilities": [[...], ...]}
 
-An instance that is an object may have columns of the training table that are not features. The service ignores columns
-that are not features. An instance that is an object may leave out features that had only one value in training. The
-metrics count the ignored columns and the left-out features. The query of the URL may ask for another form of the
-answer.
+An instance that is an object may contain columns of the training table that are not features; the service ignores these
+columns. It may also leave out features that had only one value in training. The metrics count the ignored columns and
+the left-out features. The query of the URL may ask for another form of the answer.
 
 A category is written as its string or number, a boolean as true or false, and a missing value as null. If a numeric
-column had texts in the training table, the service reads a text in the same way as training.
+column had texts in the training table, the service reads the texts of a request in the same way as training read the
+texts of the table.
 
 For large requests, the body may be raw float32, little-endian, one row after the other (`application/octet-stream`). In
 raw rows, a category is written as its index, a boolean as 0 or 1, and a missing value as NaN. The answer may also be
 raw float32, or an Arrow stream.
 
-This module owns the requests of this protocol, and `answers` owns its answers. This module does not depend on routes,
-batchers or runtimes.
+This module decodes the requests of this protocol, and `answers.py` writes its answers. This module does not depend on
+routes, batchers or runtimes.
 """
 
 from __future__ import annotations

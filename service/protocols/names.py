@@ -19,7 +19,7 @@ _MAX_NAME = 40
 class ColumnNames:
     """The column names of one model.
 
-    features: the names that a request may have, in the order of the model. constants: the value of each feature that
+    features: the names of the features, in the order of the model's inputs. constants: the value of each feature that
     had only one value in training; a request may leave these features out.
     """
 

@@ -12,7 +12,7 @@ JSON. A boolean is written as 0 or 1. A category is written as its index. A cate
 index after the last known category. Instead of one tensor for all features, a request may have one tensor for each
 column (`oip_columns.py`).
 
-This module owns the request and the answer of one inference. This module does not depend on routes, batchers or
+This module handles the requests and the answers of inference. This module does not depend on routes, batchers or
 runtimes.
 
 https://github.com/kserve/open-inference-protocol, and the binary tensor data extension:

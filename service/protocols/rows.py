@@ -1,6 +1,6 @@
 """Converts the values of a request to float32 [rows, features].
 
-The error for a wrong value names the row and the column. This module owns the checks of values. This module does not
+The error for a wrong value names the row and the column. All checks of values are in this module. This module does not
 depend on where a protocol puts the values in a body.
 """
 

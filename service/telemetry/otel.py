@@ -299,7 +299,7 @@ class _Reporting(SpanExporter):
         self._report = Report("spans", "opentelemetry.exporter.otlp.proto.http.trace_exporter")
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send spans. The processor calls this method on its own thread."""
+        """Send spans. OpenTelemetry's span processor calls this method on its own thread."""
         result = self._exporter.export(spans)
         self._report.note(len(spans), success=result is SpanExportResult.SUCCESS)
         return result

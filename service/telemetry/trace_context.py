@@ -42,7 +42,8 @@ class Parent:
 def read_parent(headers: Headers, raw: bytes) -> Parent | None:
     """Return the span of the client, or None if the header traceparent is missing or invalid.
 
-    headers: the last value of each header. raw: the bytes of the head, which have all values of a repeated header.
+    headers: the headers of the request; a repeated header has only its last value here. raw: the bytes of the head,
+    which contain all values of a repeated header.
     """
     value = headers.get(b"traceparent")
     if value is None:
