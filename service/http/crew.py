@@ -19,8 +19,8 @@ class Member:
     """One worker.
 
     replies: the worker's messages `prepared` and `committed`; None means that the worker is dead. follows: whether the
-    worker serves a plan. After the first plan is committed, a change waits only for workers that follow; a new worker
-    gets the latest plan when it starts.
+    worker serves a plan. After the first plan is committed, changes wait only for the workers that already serve a
+    plan. A new worker gets the latest plan when it starts.
     """
 
     def __init__(self, line: Line) -> None:

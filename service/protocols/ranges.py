@@ -1,6 +1,7 @@
 """Finds the values of a request that are outside the training ranges of the features of one model.
 
-The module `rows` has already checked the rows. This module does not know the format in which a request sent them.
+The rows that this module gets were already checked in `rows.py`. This module does not depend on the format of the
+request.
 """
 
 from __future__ import annotations
