@@ -22,9 +22,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-# The minimum and the maximum number of seconds for which one turn of the event loop begins requests. A turn takes more
-# than the minimum only if refusing requests takes long. The turn then takes _WORK_PER_REFUSALS times as long as the
-# refusals. So the event loop has enough time for accepted requests.
+# The minimum and the maximum number of seconds for which one turn of the event loop begins requests. A turn lasts
+# longer than the minimum only if refusing requests takes long. The turn then lasts _WORK_PER_REFUSALS times as long as
+# the refusals took, so that the accepted requests get enough time too.
 _TURN_SECONDS, _LONG_TURN_SECONDS = 0.005, 0.02
 _WORK_PER_REFUSALS = 3
 # A request takes some time even without a body. Measurements show that the server could handle `_REQUEST_BYTES` bytes
@@ -32,10 +32,10 @@ _WORK_PER_REFUSALS = 3
 _REQUEST_BYTES = 2048
 # After each turn, the sums that measure the speed are multiplied by this weight, and the new measurement is added.
 _OLD_WEIGHT = 0.9
-# This share of the largest expected wait, and of each queue, is only for requests of high priority.
+# This share of the longest expected wait is reserved for requests of high priority, and so is this share of each queue.
 RESERVE = 0.1
-# This number of requests may always wait until their deadlines. It is not an overload if a client sends a large request
-# on each connection of its pool.
+# This number of requests may always wait until their deadlines. For example, a client that sends one large request on
+# each connection of its pool does not overload the server.
 ALWAYS_WAITING = 32
 # The largest value of Retry-After, in seconds.
 _MAX_RETRY_AFTER = 60
@@ -52,7 +52,7 @@ class Waiting(Protocol):
 
 
 class Admission:
-    """The queue of the requests that have not begun, for one process. Call all methods on the same event loop.
+    """Queues the requests of one process until they may begin. Call all methods on the same event loop.
 
     max_wait: the largest expected wait in seconds. Requests of high priority may wait for `max_wait`; other requests
     may wait for 90% of `max_wait`. Requests of high priority begin first. clock: a monotonic clock, such as
@@ -68,10 +68,10 @@ class Admission:
         self._high_bytes = self._normal_bytes = 0
         # Weighted sums over the latest turns: `_bytes` sums the bytes of requests, `_begin_seconds` the seconds in
         # `begin`, and `_all_seconds` all seconds of the event loop. `_measured` is the time of the last measurement, or
-        # None without a queue.
+        # None if no request is queued.
         self._bytes, self._begin_seconds, self._all_seconds = 0.0, 0.0, 0.0
         self._measured: float | None = None
-        # The times of the first and the last arrival since the last turn that began requests.
+        # The times at which the first and the last request arrived after the last turn that began requests.
         self._first_arrival: float | None = None
         self._last_arrival = 0.0
         self._refused_bytes = 0
@@ -88,12 +88,11 @@ class Admission:
         return now - self._turn_began < _TURN_SECONDS
 
     def wait(self, request: Waiting, size: int, now: float, *, patience: float, high: bool) -> int:
-        """Queue a request with a body of `size` bytes, which has `patience` seconds until its deadline.
+        """Queue a request whose body has `size` bytes, and whose deadline is in `patience` seconds.
 
         Returns 0 if the request is queued. A request is refused if its expected wait is longer than `patience` or
-        `max_wait`. For a refused request, the result is the value of Retry-After in seconds. `max_wait` does not apply
-        to a request that the next turn can begin. If `max_wait` applied to requests that the next turn can begin, that
-        turn might begin no request.
+        `max_wait`. If the request is refused, the method returns the seconds for the header Retry-After. `max_wait`
+        does not apply to a request that the next turn can begin, because that turn might otherwise begin no request.
         """
         if self._first_arrival is None:
             self._first_arrival = now
@@ -117,9 +116,9 @@ class Admission:
         return 0
 
     def _end_turn(self) -> None:
-        """End a turn that began without a queue. The rows of requests that began in this turn are run first.
+        """End a turn that began while no request was queued.
 
-        The requests in the queue begin after these rows have been run.
+        The rows of the requests that began in this turn are run before any queued request begins.
         """
         self._turn_began = None
         if self._high or self._normal:
@@ -164,7 +163,7 @@ class Admission:
         self._all_seconds = self._all_seconds * _OLD_WEIGHT + all_seconds
 
     def _retry_after(self, size: int, now: float) -> int:
-        """Return the seconds that the server would need for all requests that it has refused in the last second."""
+        """Return the seconds that the server would need to handle all requests that it refused in the last second."""
         if now - self._refused_since > 1:
             self._refused_since, self._refused_bytes = now, 0
         self._refused_bytes += size

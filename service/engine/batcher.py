@@ -5,8 +5,8 @@ function that maps rows to outputs. This module does not depend on HTTP or ONNX.
 because one class owns every change of the queue.
 
 A run starts as soon as the model is idle. Rows that arrive during a run wait, and form the next batch. If a run is
-expected to take microseconds, the run happens on the event loop. The batch of a run on the event loop has all rows that
-arrived in one turn of the event loop. A longer run happens on a thread, and new rows are queued during this run.
+expected to take microseconds, the run happens on the event loop. A batch that runs on the event loop contains all rows
+that arrived in one turn of the event loop. A longer run happens on a thread, and new rows are queued during this run.
 
     submit -> queue -> take a batch (cancelled and expired entries are dropped) -> run -> split the outputs
 """
@@ -35,11 +35,11 @@ log = logging.getLogger("foldserve")
 # A run on the event loop blocks every connection. So a run that takes longer than this number of seconds happens on a
 # thread.
 _MAX_INLINE_SECONDS = 1e-3
-# The seconds between two checks of the deadlines of queued entries, during a long run.
+# During a long run, the batcher drops expired entries from the queue at this interval, in seconds.
 _SWEEP_SECONDS = 0.05
 # The warm-up ends after this number of seconds. So the warm-up measures only small batches of a slow model.
 _WARM_UP_SECONDS = 1.0
-# The weight of a new measurement in the estimate of the seconds that a run takes.
+# The weight of each new measurement in the estimated run time.
 _NEW_WEIGHT = 0.2
 
 # The rows of a run, its outputs or its error, and the times of its start and its end.
@@ -56,12 +56,12 @@ class Batcher:
     """Batches rows for `run`, which maps float32 [n, features] to float32 [n, outputs].
 
     Call all methods on the same event loop. max_batch and max_queue are numbers of rows. max_delay: the seconds that
-    the first entry of a batch may wait for other entries. max_wait: the largest expected wait, in seconds, of an entry
-    with at least one whole batch before it in the queue. The last tenth of max_queue and of max_wait is for entries of
-    high priority. observe: a function that is called with the times of each run. watchers: functions that are called
-    with the rows and the outputs of each run. unobserved: an array with which the server checks the model; `observe`
-    and `watchers` are not called for a run of this array. All times come from `time.monotonic`, so a change of the wall
-    clock has no effect.
+    the first entry of a batch may wait for other entries. max_wait: the longest expected wait in seconds; it applies
+    only to an entry that is queued behind at least one whole batch. The last tenth of max_queue and of max_wait is
+    reserved for entries of high priority. observe: a function that is called with the times of each run. watchers:
+    functions that are called with the rows and the outputs of each run. unobserved: an array with which the server
+    checks the model; `observe` and `watchers` are not called for a run of this array. All times come from
+    `time.monotonic`, so a change of the wall clock has no effect.
 
     runs: the number of finished runs. running: whether a run happens on the thread. run_began: the time at which the
     current run began, on the event loop or on the thread; None between two runs. hung: whether the watchdog has found
@@ -234,7 +234,8 @@ class Batcher:
     def _run_after_delay(self, entry: Entry) -> None:
         """Schedule a run.
 
-        The run begins `max_delay` after `entry` arrived, or halfway to the deadline of `entry` if halfway is sooner.
+        The run begins `max_delay` seconds after `entry` arrived, or after half of the time to its deadline if that is
+        sooner.
         """
         due = entry.arrived + min(self._max_delay, (entry.deadline - entry.arrived) / 2)
         if self._scheduled is None or due < self._due:
@@ -265,8 +266,8 @@ class Batcher:
     def _run_next(self) -> None:
         """Run the queued rows: on the event loop while the runs are fast, otherwise one batch on the thread.
 
-        After one piece of a large entry, this method ends, so that the event loop can do other work. The rest of a
-        large entry may take long.
+        After one piece of a large entry, this method ends, because the remaining pieces may take a long time. The event
+        loop can then do other work between two pieces.
         """
         self._scheduled = None
         while (self._high or self._queue) and (batch := self._take_batch()):
@@ -353,7 +354,7 @@ class Batcher:
     def _run_batch(self, batch: list[tuple[Entry, Rows]], count: int) -> _RunResult:
         """Run the batch.
 
-        Return its rows, its outputs or its error, and the times of the start and the end of the run.
+        Return the rows of the batch, the outputs or the error, and the times at which the run started and ended.
         """
         self.run_began = began = time.monotonic()
         rows = batch[0][1]

@@ -39,11 +39,11 @@ OnReply = Callable[[Reply], None]
 _TIMEOUT_HEADER = b"x-request-timeout-ms"
 _PRIORITY_HEADER = b"x-request-priority"
 _ID_HEADER = b"x-request-id"
-# A thread of the pool reads a body above this size, in bytes. So other requests do not wait for a large body.
+# If a body has more bytes than this number, a thread of the pool reads it, so that other requests do not wait for it.
 _LARGE_BODY = 2**20
-# The event loop reads a body above this size, in bytes, only if the codec has a fast path for the body.
+# If a body has more bytes than this number, the event loop reads it only if the codec has a fast path for it.
 _MEDIUM_BODY = 2**15
-# A thread of the pool compresses a response above this size, in bytes.
+# If a response has more bytes than this number, a thread of the pool compresses it.
 _LARGE_RESPONSE = 2**16
 # Proxies log this status if the client disconnects before the response.
 CLIENT_DISCONNECTED = 499
@@ -76,7 +76,7 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """The limits of each request. timeout: the seconds until the run of the request must begin.
+    """The limits of each request. timeout: the run of a request must begin within this number of seconds.
 
     max_body: the largest number of bytes of a body after decompression. compression: whether a response may be
     compressed.
@@ -219,8 +219,8 @@ class Exchange:
             body = content.inflated(self._headers, body, resources.limits.max_body, resources.memory)
             return resources.codec.decode(self._headers, body)
         except RequestError as error:
-            # The frames of a traceback refer to the body and to the frame that gets this error. A cycle of references
-            # would keep the body in memory, so the traceback is deleted.
+            # The traceback refers to frames that hold the body, and one of these frames also gets this error. This
+            # cycle of references would keep the body in memory, so the traceback is deleted.
             error.__traceback__ = error.__context__ = None
             return error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from foldserve.service.engine.repository import Model, Repository
 
-# The name of each state in the protocol, for versions that are not ready.
+# For a version that is not ready: the name that the protocol gives to its state.
 _STATES = {"refused": "UNAVAILABLE", "loading": "LOADING", "unloaded": "UNAVAILABLE"}
 
 

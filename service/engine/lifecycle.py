@@ -24,7 +24,7 @@ class Phase(Enum):
 class Lifecycle:
     """Owns the phase of one process.
 
-    loss: a text with the reason why the process is lost. device_lost: a function that returns whether the device of a
+    loss: the reason why the process is lost, as a text. device_lost: a function that returns whether the device of a
     model has failed. Each read of `phase` calls `device_lost`.
     """
 
@@ -64,6 +64,6 @@ class Lifecycle:
             self._phase = Phase.DRAINING
 
     def lose(self, loss: str) -> None:
-        """Become lost, for a reason other than a failed device. Any thread may call this method."""
+        """Set the phase to lost, for any reason except a failed device. Any thread may call this method."""
         self.loss = loss
         self._phase = Phase.LOST

@@ -25,17 +25,16 @@ from foldserve.service.quality.monitor import Snapshot
 log = logging.getLogger("foldserve")
 
 _PATIENCE = 5.0  # the process waits this number of seconds for the answers of all processes
-# A request may have at most this number of labels. If the server remembers more rows of a version, a request may have
-# one label for each remembered row.
+# A request may have at most this number of labels. If the server remembers more rows than this for a version, the limit
+# is the number of remembered rows.
 _MAX_LABELS = 10_000
 
 
 class Question(BaseModel):
     """A question for every process.
 
-    A question of the kind `snapshots` asks for the snapshots of all models, or of the model `name`. A question of the
-    kind `label` asks to count the labels of `entries`. A question of the kind `reset` asks to start new windows for the
-    model.
+    A `snapshots` question asks for the snapshots of all models, or of the model `name`. A `label` question asks each
+    process to count the labels of `entries`. A `reset` question asks each process to start new windows for the model.
     """
 
     kind: Literal["snapshots", "label", "reset"]

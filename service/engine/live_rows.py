@@ -1,6 +1,6 @@
 """Keeps the last live rows of one model and their outputs in memory. New versions are tested with the live rows.
 
-This module uses only rows and outputs. This module does not depend on requests.
+This module handles only rows and outputs. It does not depend on requests.
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ class Loader:
     def _logged(self, manifest: Manifest) -> Callable[[Codec], Codec]:
         """Return a function that wraps a codec.
 
-        With a prediction log, the wrapped codec passes a sample of its requests to the log.
+        If there is a prediction log, the wrapped codec passes a sample of its requests to the log.
         """
         sampling = self._sampling
         if sampling is None:

@@ -23,10 +23,10 @@ from foldserve.service.telemetry.record import Batch, Record, current_record
 class LastRun:
     """Remembers the latest run of a batcher for the exchanges, then calls another observer.
 
-    After a run, a batcher first calls its observer, and then the callbacks of the exchanges. So the callback of an
-    exchange finds the times of its own run in this object. ran_from, ran_to: the times of the start and the end of the
-    latest run, by `time.monotonic`. In most runs, no request has a record. So `LastRun` does very little work in each
-    run.
+    After a run, a batcher first calls its observer, and then the callbacks of the exchanges. So in its callback, an
+    exchange can read the times of its own run from this object. ran_from, ran_to: the times of the start and the end of
+    the latest run, by `time.monotonic`. In most runs, no request has a record. So `LastRun` does very little work in
+    each run.
     """
 
     def __init__(self, observe: BatchObserver) -> None:
@@ -45,12 +45,12 @@ class LastRun:
 
     @property
     def ran_from(self) -> float:
-        """The time of the start of the latest run."""
+        """The time at which the latest run started."""
         return self.ran_to - self._seconds
 
     @property
     def batch(self) -> Batch:
-        """The latest run. If no new run comes between two reads, both reads return equal objects."""
+        """The latest run. Two reads return equal objects, unless a new run ended between the reads."""
         return Batch(self, self._runs, self._rows)
 
 
@@ -122,8 +122,8 @@ class ObservedExchange(Exchange):
         run = self._run
         if run is not None and not isinstance(outputs, DeadlinePassed):
             record, entry = self._record, self._pending
-            # The batcher may split an entry into several runs. If an entry is split, its run time begins with the run
-            # of its first part.
+            # The batcher may split an entry into several runs. In this case, `ran_from` is the start of the first of
+            # these runs.
             first = getattr(entry, "began", None) if isinstance(entry, Entry) else None
             record.ran_from = run.ran_from if first is None else first
             record.ran_to = run.ran_to

@@ -37,8 +37,8 @@ class Pool:
             raise QueueFull("too many large bodies wait to be read", retry_after=1)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         running = self._executor.submit(_run, future, function, arguments)
-        # `running`, the future of the thread, calls this callback when the thread has finished the call. If the future
-        # of the event loop is cancelled, it is done at once, but the thread may still work.
+        # `running`, the future of the thread, calls this callback when the thread has finished the call. If `future` is
+        # cancelled, `future` is done at once, although the thread may still work.
         running.add_done_callback(lambda _: self._free.release())
         future.add_done_callback(lambda done: running.cancel() if done.cancelled() else None)
         return future

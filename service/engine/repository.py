@@ -26,7 +26,7 @@ from foldserve.service.runtime.load import Runtime
 
 log = logging.getLogger("foldserve")
 
-_DRAIN_SECONDS = 0.05  # seconds between two checks whether a replaced model still has requests
+_DRAIN_SECONDS = 0.05  # after this number of seconds, check again whether a replaced model still has requests
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ class Versions:
     """The versions of one model.
 
     by_number: the versions by number, with the newest version first. current: the number of the active version. labels:
-    the version number of each label. notes: remarks about loaded versions, by version number. compared: the measures
-    from the comparison of a version with the previous active version, by version number. canary: of the requests that
-    name no version, the share that goes to the version with the label `canary`.
+    the version number of each label. notes: remarks about loaded versions, by version number. compared: by version
+    number, the differences between the version and the version that was active before it. canary: the version with the
+    label `canary` answers this share of the requests that name no version.
     """
 
     by_number: Mapping[int, Model | Unavailable]
@@ -104,7 +104,7 @@ class Versions:
 
     @property
     def unloaded(self) -> bool:
-        """Whether an operator has unloaded every version."""
+        """Whether every version has been unloaded. False if there is no version."""
         found = self.by_number.values()
         return bool(found) and all(isinstance(v, Unavailable) and v.state == "unloaded" for v in found)
 

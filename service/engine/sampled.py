@@ -28,7 +28,7 @@ class Recorder(Protocol):
 
 
 class Log(Protocol):
-    """A log of predictions of all models."""
+    """The prediction log that all models share."""
 
     def open(self, manifest: Manifest) -> Recorder:
         """Return the recorder of one version of a model."""

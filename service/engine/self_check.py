@@ -18,7 +18,7 @@ from foldserve.service.errors import Overloaded, RequestError
 
 log = logging.getLogger("foldserve")
 
-_TIMEOUT = 10.0  # the seconds until the run of the check must begin
+_TIMEOUT = 10.0  # the run of the check must begin within this number of seconds
 
 
 class SelfCheck:
@@ -64,7 +64,7 @@ class SelfCheck:
 
 
 def _difference(model: Model, outputs: Outputs) -> str | None:
-    """Return a text about the difference between `outputs` and the golden outputs; None within the tolerance."""
+    """Describe how `outputs` differ from the golden outputs. Return None if they agree within the tolerance."""
     reference = np.array(model.manifest.golden.outputs[:1], np.float64)
     parity = model.tolerance.measure(reference, outputs)
     return None if parity.holds else f"a golden output differs by {parity.max_absolute:.3g}"

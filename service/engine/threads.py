@@ -8,7 +8,7 @@ from __future__ import annotations
 from foldserve.service.machine import cgroup
 from foldserve.service.settings import Settings
 
-# Measurements show that a second thread makes a run slower if model.onnx has fewer bytes than this number.
+# If model.onnx is smaller than this number of bytes, a second thread makes a run slower, as measurements show.
 _SMALL_MODEL = 4 * 2**20
 
 

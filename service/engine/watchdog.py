@@ -47,7 +47,7 @@ class Watchdog:
                 began = batcher.run_began
                 if began is None or now - began <= self._limit:
                     continue
-                # one check is not enough, because the process may have been paused, and resumed just before the check
+                # one check is not enough: the process may have been paused, and may have resumed just before the check
                 if (name, began) in before:
                     batcher.hung = True
                     self._on_hang(name, not batcher.running)

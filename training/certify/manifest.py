@@ -71,7 +71,7 @@ def build_manifest(
     threshold: bundle.Threshold | None = None,
     imported: bundle.ImportedModel | None = None,
 ) -> bundle.Manifest:
-    """Build the manifest of a new bundle, with the current time as its time of creation.
+    """Build the manifest of a new bundle. The manifest records the current time as the time of creation.
 
     model: the content of the ONNX file. imported: the facts about an imported model; None for a model that foldserve
     trained.

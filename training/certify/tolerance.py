@@ -5,8 +5,8 @@ from __future__ import annotations
 from foldserve.service.bundle import Tolerance
 
 _ABSOLUTE, _RELATIVE = 1e-5, 1e-4
-# The least relative tolerance is 16 units in the last place of a float32. A smaller relative difference comes only from
-# rounding.
+# The smallest relative tolerance is 16 units in the last place of a float32. A smaller relative difference comes only
+# from rounding.
 _LEAST_RELATIVE = 2.0**-20
 # Constants for `allowed_widening`: the factor for `rounding`, and the largest result.
 _ROUNDING, _MOST_WIDENED = 2.0, 10.0
@@ -17,9 +17,9 @@ def output_tolerance(mean: float, std: float) -> Tolerance:
 
     For probabilities (mean 0, standard deviation 1), the tolerance is 1e-5 + 1e-4 |reference|. For a regression, the
     formula 1e-5 + 1e-4 |reference| applies to the standardised target. So in the units of the target, the absolute part
-    is 1e-5 times the standard deviation. If the reference equals the mean, the relative part allows at most 1e-4
-    standard deviations. Without this limit of the relative part, any model would pass for a target whose mean is 10,000
-    standard deviations from zero.
+    is 1e-5 times the standard deviation. The relative part is limited: for a reference that equals the mean, it allows
+    a difference of at most 1e-4 standard deviations. Without this limit, any model would pass if the mean of the target
+    is 10,000 standard deviations from zero, because the tolerance would be a whole standard deviation.
     """
     relative = _RELATIVE * std / abs(mean) if mean else _RELATIVE
     return Tolerance(absolute=_ABSOLUTE * std, relative=min(max(relative, _LEAST_RELATIVE), _RELATIVE))

@@ -32,8 +32,8 @@ from foldserve.training.network.encode import Encode
 from foldserve.training.network.layers import Affine, Layer, Shift, is_activation
 
 # If |mean / std| of an input column is at most this limit, its offset is folded into the first bias. A larger offset is
-# subtracted in the graph. If an offset is folded, the product of the column and its weight nearly cancels a part of the
-# bias. The remaining difference has a relative error of 2^-24 * |mean / std|. If |mean / std| is 100, the error is
+# subtracted in the graph. If an offset is folded into the bias, the column times its weight nearly cancels that part of
+# the bias. The remaining difference has a relative error of 2^-24 * |mean / std|. If |mean / std| is 100, the error is
 # 6e-6, which is a tenth of the tolerance of a certificate. The error has no upper limit: |mean / std| of a timestamp
 # can be 1e5.
 MAX_FOLDED_OFFSET = 100.0
@@ -108,10 +108,10 @@ def fold(network: nn.Sequential) -> Folded:
     """Fold every affine layer of `network`, a chain in eval mode, into the Dense layers around it.
 
     Consecutive BNs and Affines are composed into one affine map. If the composed map directly follows a Dense, the map
-    folds into that Dense (backward). Otherwise the composed map folds into the Dense directly after the map (forward).
-    If no Dense is next to the map, the map stays in the chain as a scale and a shift. If an input column is many
-    standard deviations away from zero, its offset is subtracted at the start of the chain. Dropout and Identity do
-    nothing in eval mode, so they are dropped.
+    folds backward into that Dense. Otherwise, the map folds forward into the Dense that directly follows it. If no
+    Dense is next to the map, the map stays in the chain as a scale and a shift. If an input column is many standard
+    deviations away from zero, its offset is subtracted at the start of the chain. Dropout and Identity do nothing in
+    eval mode, so they are dropped.
 
     Raises `FoldError` with the name of the layer in these cases: the network is in training mode, a BN has no running
     statistics, the statistics are not finite, var + eps is not above 0, no rule covers the layer, the widths don't
@@ -211,9 +211,9 @@ def _require_finite(name: str, *tensors: Tensor) -> None:
 
 
 def _output_columns(step: _Step, columns: int | None) -> int | None:
-    """Return the number of columns after `step`, or None for an unknown number.
+    """Return the number of columns after `step`, or None if it is unknown.
 
-    columns: the number of columns before `step`, or None for an unknown number.
+    columns: the number of columns before `step`, or None if it is unknown.
 
     Raises `FoldError` if `step` needs a different number of columns.
     """
@@ -257,17 +257,17 @@ def _compose_neighbours(steps: Iterator[_Step]) -> Iterator[_Step]:
 #         \_____/               \________________________/
 #          scale                           beta
 #
-# The composed map is the same for every d. The choice of d affects only the rounding, because the graph may subtract
-# `mean` from the input first (see `_subtract_offsets`). This function chooses between two values of d:
+# The composed map is the same for every value of d. The choice of d affects only the rounding, because the graph may
+# subtract `mean` from the input first (see `_subtract_offsets`). This function chooses between two values of d:
 #
 #     d = 0                   m = m1: the offset of the data that the first map was fitted to.
 #     d = (m2 - b1) / s1      m is the x that the first map takes to m2: the offset of the data that the second map
 #                             was fitted to. Then s1*d + b1 - m2 = 0, and beta = b2.
 #
-# The distance of a column from zero is measured in standard deviations, separately for the data of each map. If the
-# distance is larger for the data of the second map, the function takes the second value of d. An example is a first map
-# that only changes the unit, before a BN that subtracts the mean. If s1 = 0, z is constant and the quotient is not
-# finite, so the function takes d = 0.
+# For the data of each map, the function computes how many standard deviations the column is away from zero. If this
+# distance is larger for the data of the second map, the function takes the second value of d. This happens, for
+# example, if the first map only changes the unit and a BN then subtracts the mean. If s1 = 0, z is constant and the
+# quotient is not finite, so the function takes d = 0.
 def _compose(first: _Scale, second: _Scale) -> _Scale:
     d = torch.where(second.distance > first.distance, (second.mean - first.beta) / first.scale, 0.0)
     d = d.nan_to_num(0.0, 0.0, 0.0)

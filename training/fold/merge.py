@@ -66,7 +66,7 @@ def _merge_dense(layers: Sequence[nn.Module], *, first: bool, last: bool) -> tup
 def _share(name: str, layers: Sequence[nn.Module], *, on_input: bool) -> nn.Module:
     """Return one layer that replaces the corresponding layers of all members.
 
-    The layers must be activations, or layers on the input that have the same values in all members.
+    Each layer must be an activation or a layer on the input, and must have the same values in all members.
     """
     states = [layer.state_dict() for layer in layers]
     same = all(

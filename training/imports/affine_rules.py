@@ -10,7 +10,7 @@ training/fold/fold.py:
     forward    affine before the Dense    (W diag(s)) x + (c + W t)
 
 The other rules move an affine map next to a Dense: across a Concat, or across an Add into every branch. Two consecutive
-Dense layers become one Dense if the result has few weights, or no more weights than both layers.
+Dense layers become one Dense if the new Dense has few weights, or no more weights than the two layers together.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _scale_outputs(graph: Graph, name: str, s: Array, t: Array) -> None:
 def _are_dense_branches(graph: Graph, node: Node) -> bool:
     """Whether every input of an Add is a Dense that no other node reads.
 
-    Each of the Dense layers must also have as many columns as the Add.
+    Each of these Dense layers must also have as many output columns as the Add.
     """
     return all(
         isinstance(graph.layer(each), Dense)
@@ -172,7 +172,7 @@ def _large_offset(layer: Affine) -> Array:
 
 
 def _is_raw(graph: Graph, name: str) -> bool:
-    """Whether a value consists only of columns of the input, with or without replaced missing values."""
+    """Whether a value consists only of input columns, in which missing values may be replaced."""
     waiting = [name]
     while waiting:
         each = waiting.pop()
@@ -185,7 +185,7 @@ def _is_raw(graph: Graph, name: str) -> bool:
 
 
 def compose_dense(graph: Graph, node: Node) -> bool:
-    """Compose a Dense with the Dense before it, if the result has few weights or no more weights than both."""
+    """Compose a Dense with the Dense before it, unless this makes the weights larger (see `_grows`)."""
     second, before = node.layer, node.inputs[0]
     first = graph.layer(before)
     if not (isinstance(second, Dense) and isinstance(first, Dense)) or not graph.has_single_reader(before):

@@ -1,7 +1,8 @@
 """Compares the folded model with the original, and chooses the tolerance of the certificate.
 
 The reference is the original model in float64. If the original model can also run in float32 in its own runtime, the
-module measures its rounding error. The module does not depend on the formats of other frameworks, and writes nothing.
+module measures the rounding error of this run. The module does not depend on the formats of other frameworks, and
+writes nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class _Runs:
         return _Runs(tuple((expected[kind], _in_chunks(evaluate, rows)) for kind, rows in sets.items()))
 
     def worst(self, tolerance: bundle.Tolerance) -> float:
-        """Return the largest difference of an output, as a share of the tolerance."""
+        """Return the largest difference between an output and the reference, as a share of the tolerance."""
         return max(tolerance.measure(*pair).worst for pair in self.pairs)
 
     def hold(self, tolerance: bundle.Tolerance) -> bool:
@@ -62,8 +63,8 @@ def certify(imported: Imported, folded: FoldedNetwork, rows: Rows, model: bytes)
     """Compare the folded network and the exported model with the original, on the rows of the table and random rows.
 
     The comparison first uses the usual tolerance. If the folded model is outside the usual tolerance,
-    `allowed_widening` may allow a wider tolerance. A wider tolerance needs an unfolded model in float32 that differs
-    from the reference by more than half of the usual tolerance. Raises `ParityError`.
+    `allowed_widening` may allow a wider tolerance. The tolerance becomes wider only if the unfolded model in float32
+    also differs from the reference, by more than half of the usual tolerance. Raises `ParityError`.
     """
     exact = partial(_in_chunks, imported.evaluate)
     sets: Sets = {"random": rows.drawn}
@@ -120,9 +121,9 @@ def _rounding(
 ) -> float:
     """Return the rounding error of the model in float32 before folding, as a share of the usual tolerance.
 
-    If the reference does not depend on how foldserve reads the model, the result is the error of the original in its
-    own runtime. Otherwise, the result is the error of the unfolded layers in ONNX Runtime, because a wrong reading of
-    the model would also increase the error of the original.
+    If the reference does not depend on how foldserve reads the model, return the error of the original in its own
+    runtime. Otherwise, return the error of the unfolded layers in ONNX Runtime: if foldserve has read the model
+    incorrectly, the error of the original contains this mistake too.
     """
     if imported.is_independent:
         return max((each.worst(usual) for each in runs.values()), default=0.0)
@@ -137,8 +138,8 @@ def _in_chunks(evaluate: Evaluate, rows: npt.NDArray[np.float32]) -> Outputs:
 def _usual_tolerance(imported: Imported, rows: Rows, exact: certificate.Predict) -> bundle.Tolerance:
     """Return the usual tolerance for the outputs of the model.
 
-    For a regression, the unit of the tolerance is the standard deviation of the target. Without a target, the unit is
-    the standard deviation of the outputs.
+    For a regression, the tolerance is measured in standard deviations of the target. If there is no target, it is
+    measured in standard deviations of the outputs.
     """
     if imported.task == "classification":
         return output_tolerance(0.0, 1.0)
@@ -149,7 +150,7 @@ def _usual_tolerance(imported: Imported, rows: Rows, exact: certificate.Predict)
 def _require_equal(name: str, runs: _Runs, imported: Imported, tolerance: bundle.Tolerance) -> None:
     """Refuse a model if its outputs differ by more than folding or rounding can explain.
 
-    The probable reason is that foldserve reads the model in a wrong way.
+    The probable reason is that foldserve reads the model incorrectly.
     """
     if not runs.hold(tolerance):
         raise ParityError(

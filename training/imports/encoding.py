@@ -9,10 +9,11 @@ from foldserve.training.imports.layers import Array, Concat, Dense, OneHot, Sele
 
 
 def add_lookup(builder: Builder, name: str, kind: str, column: int, numbers: Array, unseen: float) -> str:
-    """Add layers that map the category of a raw column to a number, and return the name of the value [rows, 1].
+    """Add layers that map the category of a raw column to a number, and return the name of the new value.
 
-    numbers: the number for each category, float64 [categories]. unseen: the number for an unseen category, whose index
-    is len(numbers). For an ordinal encoding, the numbers are 0, 1, 2, ...
+    The new value has the shape [rows, 1]. numbers: the number for each category, float64 [categories]. unseen: the
+    number for an unseen category; the index of such a category is len(numbers). For an ordinal encoding, the numbers
+    are 0, 1, 2, ...
     """
     count = len(numbers)
     if not (numbers == np.arange(count)).all():

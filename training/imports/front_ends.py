@@ -23,7 +23,8 @@ FRONT_ENDS = {
     ".skops": "scikit_learn.reader",
     ".pt2": "pytorch.reader",
 }
-# Suffixes of files that have only weights. For a file of weights, `Options.layers` names a text file with the layers.
+# Suffixes of files that have only weights. For a file that has only weights, `Options.layers` names a text file that
+# describes the layers.
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 FRONT_ENDS |= dict.fromkeys(WEIGHTS, "pytorch.weights")
 # Formats that are refused, because their readers would run code from the file.
@@ -40,7 +41,7 @@ OBJECTS = {
 
 
 def read_model(path: Path, options: Options) -> Imported:
-    """Read a model of another framework. Raises `ModelImportError` with a message of one line."""
+    """Read a model of another framework. Raises `ModelImportError` with a one-line message."""
     module = FRONT_ENDS.get(path.suffix.lower())
     if path.suffix.lower() in UNSAFE:
         raise ModelImportError(f"{path.name} is a pickle, and loading it would run its code: {_SAFE}")
@@ -62,7 +63,7 @@ def _check_flags(options: Options, module: str) -> None:
 
 
 def read_object(model: Any, options: Options) -> Imported:
-    """Read a model that is an object in memory. Raises `ModelImportError` with a message of one line."""
+    """Read a model that is an object in memory. Raises `ModelImportError` with a one-line message."""
     if options.layers is not None:
         raise ModelImportError("--layers is only for files of weights: leave it out")
     for kind in type(model).__mro__:

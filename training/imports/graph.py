@@ -76,7 +76,7 @@ class Graph:
         return name
 
     def bypass(self, name: str, value: str) -> None:
-        """Let every reader of `name` read `value`, and remove the node `name`."""
+        """Make every node that reads `name` read `value` instead, and remove the node `name`."""
         for reader in self._readers[name]:
             node = self.nodes[reader]
             inputs = tuple(value if each == name else each for each in node.inputs)

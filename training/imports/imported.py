@@ -28,10 +28,10 @@ Evaluate = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.floating[Any]]]
 class Options:
     """Facts about a model that are not in every file.
 
-    features: the names of the features in order; () for the names in the file or the table. labels: the labels of the
-    classes in the order of the outputs; () for the labels in the file. output: for a model with several outputs, the
-    name of one output; "" chooses the output with scores. keep_unknown: whether an unknown ONNX operator is kept
-    unchanged. layers: a text file with the output of `print(model)`, for a file that has only weights.
+    features: the names of the features in order; if empty, the names come from the file or the table. labels: the
+    labels of the classes in the order of the outputs; if empty, the labels come from the file. output: for a model with
+    several outputs, the name of one output; "" chooses the output with scores. keep_unknown: whether an unknown ONNX
+    operator is kept unchanged. layers: a text file with the output of `print(model)`, for a file that has only weights.
     """
 
     features: tuple[str, ...] = ()
@@ -48,14 +48,14 @@ class Imported:
     network: the layers that map raw rows to probabilities or to one value. columns: the columns of the input, one for
     each feature, in order. named: whether the names of the columns come from the model or the user. If the columns have
     no names, the columns of a table are matched by position. labels: the labels of the classes in the order of the
-    outputs; () for a regression. framework, framework_version: the framework that wrote the model, and its version,
-    which is "" if the file does not name a version. file: the name of the file, or the class name of an object in
-    memory. sha256: the hash of the file, or the hash of the weights of an object in memory. evaluate: evaluates the
-    original model in float64. reference: a text for the user that describes the arithmetic of `evaluate`. float32:
-    functions that run the original model in float32, by the name of their runtime. The certificate also compares the
-    outputs of the functions in `float32` with the reference. ranges: the typical ranges of the features, float64
-    [features, 2]. A feature without a typical range has NaN. whole: the indices of the features whose values must be
-    whole numbers. notes: facts that the user should know, one sentence each.
+    outputs; () for a regression. framework: the framework that wrote the model. framework_version: the version of the
+    framework, or "" if the file does not name it. file: the name of the file, or the class name of an object in memory.
+    sha256: the hash of the file, or the hash of the weights of an object in memory. evaluate: evaluates the original
+    model in float64. reference: a text for the user that describes the arithmetic of `evaluate`. float32: functions
+    that run the original model in float32, by the name of their runtime. The certificate also compares the outputs of
+    the functions in `float32` with the reference. ranges: the typical ranges of the features, float64 [features, 2]. A
+    feature without a typical range has NaN. whole: the indices of the features whose values must be whole numbers.
+    notes: facts that the user should know, one sentence each.
     """
 
     network: Network
@@ -80,5 +80,5 @@ class Imported:
         return self.evaluate != self.network.evaluate
 
 
-# Reads a file, and returns the imported model. Raises `ModelImportError` with a message of one line.
+# Reads a file, and returns the imported model. Raises `ModelImportError` with a one-line message.
 Read = Callable[[Path, Options], Imported]

@@ -1,6 +1,6 @@
 """The layers of an imported model.
 
-Each class of layers computes its number of output columns, and its values in float64.
+Each class of layers computes how many columns its output has, and computes the output itself in float64.
 
 The inputs and the output of a layer are float64 [rows, columns]. Each row of the output depends only on the same row of
 the inputs. The module does not depend on a graph, a file format or a framework. The module has more than 350 lines,
@@ -54,8 +54,8 @@ class Affine(Layer):
     """Computes scale * (x - offset) + shift for each column. scale, offset and shift are float64 [columns].
 
     offset: the mean of the data that a standardisation or a batch norm was fitted to. The offset is 0 for a layer that
-    was not fitted to data. Folding may subtract a large offset in the graph, because digits are lost if a large offset
-    is folded.
+    was not fitted to data. Digits would be lost if a large offset were folded, so folding may subtract it in the graph
+    instead.
     """
 
     scale: Array
@@ -66,7 +66,7 @@ class Affine(Layer):
     def of(scale: npt.ArrayLike, offset: npt.ArrayLike, shift: npt.ArrayLike, columns: int) -> Affine:
         """Make an affine layer for `columns` columns. Each argument may also be one number for all columns.
 
-        Raises `ValueError` if an argument has another number of values.
+        Raises `ValueError` if an argument has neither one value nor `columns` values.
         """
         values = [np.asarray(value, np.float64).reshape(-1) for value in (scale, offset, shift)]
         if any(value.size not in (1, columns) for value in values):
@@ -206,7 +206,7 @@ class OneHot(Layer):
 
 @dataclass(frozen=True, eq=False)
 class Impute(Layer):
-    """Replaces NaN by `fill`, float64 [columns]. If the fill of a column is NaN, the column is unchanged."""
+    """Replaces NaN by `fill`, float64 [columns]. A column whose fill is NaN stays unchanged."""
 
     fill: Array
 

@@ -91,8 +91,8 @@ def choose_names(given: tuple[_Name, ...], own: tuple[_Name, ...], flag: str) ->
     Also return a note if the names from the user replace the names from the model.
 
     given: the names from the user, or (). own: the names from the model, or (). flag: the flag for the names,
-    "--features" or "--labels". Raises `ModelImportError` if the user gives the names of the model in another order.
-    Another order would exchange the meanings of columns or classes.
+    "--features" or "--labels". Raises `ModelImportError` if the user gives the same names as the model, but in a
+    different order. Another order would exchange the meanings of columns or classes.
     """
     texts, known = list(map(str, given)), list(map(str, own))
     if not given or texts == known:
@@ -128,7 +128,7 @@ def finish(
 
     The network gives probabilities or one value. value: the last value of the model. A softmax or a sigmoid is added if
     the loss function or the labels in `options` show that the outputs are logits. Raises `ModelImportError` if the
-    outputs are neither probabilities nor a value.
+    outputs are neither probabilities nor one value.
     """
     columns, layers = builder.columns[value], {node.name: node for node in builder.network(value).nodes}
     last = layers[value].layer if value in layers else None
@@ -164,7 +164,7 @@ def finish(
 
 
 def unnamed_logits(count: int) -> str:
-    """Return the error text for several outputs that may be logits, or values of several targets."""
+    """Return the error text for a model whose outputs may be logits, or the values of several targets."""
     example = ",".join(map(str, range(min(count, 12)))) + (",..." if count > 12 else "")
     return (
         f"the model gives {count} numbers for a row that are not probabilities: if they are the logits of {count} "
@@ -190,7 +190,7 @@ def _is_probability(mass: float | None, columns: int, last: Layer | None) -> boo
 
 
 def find_mass(network: Network) -> float | None:
-    """Return the sum of the outputs after a softmax, or the largest possible output after a sigmoid.
+    """Return the sum of the outputs if they come from a softmax, or the largest possible output of a sigmoid.
 
     Sums and scalings may follow the softmax or the sigmoid, as in an ensemble. If the returned number is 1, the outputs
     are probabilities. For any other network, return None.

@@ -1,8 +1,8 @@
 """Reads an untrusted ONNX file. A size in the file is checked before memory of that size is allocated.
 
-In the model that `read_file` returns, every node has an operator set that the installed onnx knows. The nodes compute
-each value once, before other nodes read this value. Every initialiser has as many numbers as its shape states. The
-module does not depend on the layers of the intermediate form.
+In the model that `read_file` returns, every node has an operator set that the installed onnx knows. Each value is
+computed only once, and before any node reads it. Every initialiser has as many numbers as its shape states. The module
+does not depend on the layers of the intermediate form.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _SINGLE_FILE = "save it as one file: onnx.save(onnx.load('model.onnx'), 'single.
 def read_file(path: Path) -> tuple[onnx.ModelProto, str]:
     """Read and check an ONNX file.
 
-    Return the model, in which all local functions are inlined, and the sha256 of the file.
+    Return the model with all local functions inlined, and the sha256 of the file.
 
-    Raises `ModelImportError` with a message of one line.
+    Raises `ModelImportError` with a one-line message.
     """
     try:
         if not path.is_file():

@@ -19,13 +19,13 @@ from foldserve.training.text import join_some
 _MOST_COLUMNS = 100_000
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 _INTEGERS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
-# Operators that pass the scores of the classes on unchanged, or compute a label from the scores.
+# Operators that leave the class scores unchanged, or that compute a label from them.
 _LABELS = {"ZipMap", "Identity", "Cast", "ArgMax", "ArrayFeatureExtractor", "Squeeze", "Reshape", "LabelEncoder"}
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The columns and the values of the input tensors, and a feed for each input of the original model.
+    """The columns and the values of the input tensors, and a `Feed` for each input of the original model.
 
     output: the name of the tensor that becomes the output of the bundle. needed: the tensors from which `output` is
     computed. named: whether the model or the user names the columns.

@@ -153,7 +153,7 @@ def _mapping(node: onnx.NodeProto, given: dict[str, Any]) -> tuple[list[Category
 
 
 def _columns_of(coefficients: int, outputs: int) -> str:
-    """Return the remedy for a linear model whose number of coefficients does not fit its columns."""
+    """Return the remedy for a linear model that has too many or too few coefficients for its columns."""
     if outputs and coefficients and coefficients % outputs == 0:
         return f"an input of {coefficients // outputs} columns"
     return "as many coefficients as columns for each output"

@@ -100,7 +100,7 @@ def _translate(
 
 
 class _Keeper:
-    """Keeps an unknown node without a translation, if its result has the shape [rows, columns]."""
+    """Keeps an unknown node untranslated, if its result has the shape [rows, columns]."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         try:
@@ -117,7 +117,7 @@ class _Keeper:
         shape = self._shapes.get(node.output[0])
         has_graph = any(attribute.HasField("g") for attribute in node.attribute)
         is_flat = shape is not None and len(shape.dim) == 2 and shape.dim[1].dim_value > 0
-        # `Kept` expects all inputs that depend on the rows first, and then the other inputs.
+        # `Kept` expects that the inputs that depend on the rows come before all other inputs.
         first = all(value is not None and not isinstance(value, Constant) for value in values[: len(data)])
         if shape is None or has_graph or not is_flat or not first or not data or len(node.output) != 1:
             return None

@@ -32,8 +32,8 @@ _TRIAL_ROWS = 64
 
 Array = npt.NDArray[Any]
 Last = Callable[[Array], Array]
-# The task, the last value of the network, a function that computes the same last step for the reference, the labels,
-# and notes.
+# The task, the name of the network's last value, a function that applies the same last step to the outputs of the
+# reference, the labels, and notes.
 _Finished = tuple[Task, str, Last, tuple[Label, ...], list[str]]
 
 

@@ -55,7 +55,7 @@ def _feed(feed: Feed, columns: Sequence[Column], rows: Rows, number: Any) -> Arr
 
 
 def _values(column: Column, codes: npt.NDArray[np.float32]) -> Array:
-    """Return the values of one column in the form of the original model: a category is its text or its number."""
+    """Return the values of one column as the original model reads them. A category is a text or a number."""
     if column.kind != "categorical":
         return codes.astype(np.float64)
     if isinstance(column.categories[0], str):

@@ -29,9 +29,9 @@ _INTEGERS = (TensorProto.INT64, TensorProto.INT32)
 
 
 def reshaped(value: Value, shape: tuple[int, ...]) -> Value:
-    """Return a value with the shape `shape` for its rows.
+    """Return the value, reshaped so that each row has the shape `shape`.
 
-    Raises `Refused` if `shape` has another number of columns.
+    Raises `Refused` if `shape` needs a different number of columns.
     """
     if isinstance(value, Constant):
         raise Refused("it reads a constant")
@@ -72,8 +72,8 @@ def _cast(
         return [Numbers(value.name, value.shape) if isinstance(value, Truth) else value]
     if isinstance(value, Truth) and to in (*_INTEGERS, TensorProto.BOOL):
         return [value]
-    # If raw columns are cast to integers, an encoder reads the result. An encoder takes whole numbers, which a cast to
-    # integers does not change.
+    # If raw columns are cast to integers, an encoder reads the result. The cast changes nothing, because an encoder
+    # accepts only whole numbers.
     if isinstance(value, Raw) and to in _INTEGERS:
         return [value]
     if isinstance(value, Raw) and to == TensorProto.STRING and all(context.columns[c].is_text for c in value.columns):

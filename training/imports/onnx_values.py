@@ -55,7 +55,7 @@ class Numbers:
 class Truth:
     """A value of the intermediate form that has only the numbers 0 and 1, for a boolean tensor.
 
-    missing_of: the value whose missing numbers this value marks, or None.
+    missing_of: if this value marks the missing numbers of another value, that other value; otherwise None.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Stacked:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Raise `Refused`, because only an operator that reduces the new first axis can read stacked values."""
+        """Raise `Refused`: only an operator that reduces the new first axis can read stacked values."""
         raise Refused("it reads values that are stacked in front of the rows; their sum and their mean are understood")
 
 
@@ -90,8 +90,8 @@ class Refused(Exception):  # noqa: N818 (it is no error yet: the node may be kep
 class RawColumn:
     """One column of the input.
 
-    name: the name of the column. is_text: whether the column has texts. categories: the categories of the column, which
-    its encoders add.
+    name: the name of the column. is_text: whether the column has texts. categories: the categories that the encoders of
+    the column have added.
 
     missing: whether the model replaces missing values of the column. read_as_number: whether an operator computes with
     the numbers of the column. is_closed: whether no more categories may be added.

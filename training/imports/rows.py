@@ -30,7 +30,7 @@ _EVERY = ""
 class Rows:
     """The rows for a certificate, and the features for the manifest.
 
-    table: the table of the user; if the user gives no table, a table without rows.
+    table: the table of the user, or a table without rows if the user gives none.
 
     features: the features for the manifest. drawn: random rows, float32 [rows, features]. notes: facts for the user.
     """

@@ -59,7 +59,7 @@ def join_selections(graph: Graph, node: Node) -> bool:
             return False
         source = graph.nodes[node.inputs[0]].inputs[0]
         if sorted(selected.source) != list(range(graph.widths[source])):
-            return False  # for each unselected column, a Dense on all columns would have a weight of zero
+            return False  # a Dense on all columns would need a zero weight for each unselected column
         weight = np.empty_like(layer.weight)
         weight[:, selected.source] = layer.weight
         graph.replace(node.name, Dense(weight, layer.bias), source)
@@ -139,8 +139,8 @@ def join_one_hots(graph: Graph, node: Node) -> bool:
 def add_dense_branches(graph: Graph, node: Node) -> bool:
     """Turn a sum of Dense layers into one Dense.
 
-    If the layers read the same value, their weights are added. Otherwise, the new Dense reads the inputs of all Dense
-    layers of the sum side by side.
+    If the layers read the same value, their weights are added. Otherwise, the inputs of all these layers are put side
+    by side, and the new Dense reads the result.
     """
     if type(node.layer) is not Add:
         return False

@@ -263,8 +263,8 @@ def _find_splits(network: Network) -> dict[str, tuple[str, list[Node]]]:
 
     A single Split can then replace all selections of the value.
 
-    For each of the found values, the result has the name of the first selection in the network, and all selections in
-    the order of their columns.
+    For each value that is found, the result contains the name of its first selection in the network, and all its
+    selections in the order of their columns.
     """
     selections: dict[str, list[Node]] = {}
     for node in network.nodes:

@@ -9,7 +9,7 @@ import numpy as np
 from foldserve.training.imports.form import refuse
 from foldserve.training.imports.layers import Activation, Affine, Layer, Softmax
 
-# An activation becomes a chain of layers; () is the identity.
+# Each activation becomes a chain of layers. The empty chain is the identity.
 Chain = tuple[Layer, ...]
 
 # The constants come from https://keras.io/api/layers/activations/.
@@ -38,7 +38,7 @@ _SIMPLE: dict[str, Chain] = {
     "softmax": (Softmax(),),
     "log_softmax": (Softmax(log=True),),
 }
-# Keras 2 defines hard_sigmoid in another way.
+# Keras 2 defines hard_sigmoid differently from Keras 3.
 _KERAS_2 = {**_SIMPLE, "hard_sigmoid": (Activation("hard_sigmoid", {"alpha": 0.2, "beta": 0.5}),)}
 _LAYERS = ("ReLU", "LeakyReLU", "ELU", "Softmax", "ThresholdedReLU")
 

@@ -37,7 +37,7 @@ _SAVE_AGAIN = "save the whole model with model.save('model.keras')"
 class Archive:
     """An open Keras file.
 
-    config: the description of the model. training: the description of the compilation of the model, or {}.
+    config: the description of the model. training: the settings with which the model was compiled, or {}.
 
     version: the version of Keras. weights: the HDF5 group that contains the layers. legacy: whether a group has the
     name of its layer, as in Keras 2. In Keras 3, the name of a group comes from the class of the layer. sha256: the
@@ -56,7 +56,7 @@ class Archive:
 def open_archive(path: Path) -> Iterator[Archive]:
     """Open a Keras file.
 
-    The content of the file decides its format. Raises `ModelImportError` with a message of one line.
+    The content of the file decides its format. Raises `ModelImportError` with a one-line message.
     """
     try:
         import h5py

@@ -154,7 +154,7 @@ class ModelReader:
 
 
 def _find_inputs(description: dict[str, Any]) -> Iterator[Input]:
-    """Yield the inputs of a model. The place of a Sequential model's shape depends on the version of Keras."""
+    """Yield the inputs of a model. The field with the shape of a Sequential model depends on the version of Keras."""
     config = description["config"]
     layers = list(_layers(config))
     if _kind(description) != "Sequential":
@@ -175,7 +175,7 @@ def _find_inputs(description: dict[str, Any]) -> Iterator[Input]:
 
 
 def _require_shapes(description: dict[str, Any], name: str, values: Sequence[Value]) -> None:
-    """Refuse a nested model if its description states other input sizes than the sizes of the values that it gets."""
+    """Refuse a nested model if the input sizes in its description differ from the sizes of the values that it gets."""
     kind, config = _kind(description), description["config"]
     layers = list(_layers(config))
     if kind == "Sequential":
@@ -206,7 +206,7 @@ def _input(config: dict[str, Any], name: str) -> Input:
 
 
 def _first_call(layer: dict[str, Any]) -> int:
-    """Return the index of the first call of a layer. Keras 2 also counts the call in which it built a nested model."""
+    """Return the index of the first call of a layer. In Keras 2, building a nested model also counts as a call."""
     nodes = layer["inbound_nodes"]
     if _kind(layer) not in _MODELS or not nodes or isinstance(nodes[0], dict):
         return 0

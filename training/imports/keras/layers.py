@@ -43,7 +43,7 @@ class Call:
     keras_2: bool
 
     def add(self, layer: Layer, *inputs: Value, shape: tuple[int, ...] | None = None) -> Value:
-        """Add a layer. By default, a row of the result has one axis."""
+        """Add a layer. By default, each row of the result is one-dimensional."""
         name = self.builder.add(self.name, self.kind, layer, *(value.name for value in inputs))
         return Value(name, (self.builder.columns[name],) if shape is None else shape)
 
@@ -117,7 +117,7 @@ def _batch_norm(call: Call) -> Value:
 
 
 def _normalization(call: Call) -> Value:
-    """Add (x - mean) / max(sqrt(variance), epsilon), as in keras/src/layers/preprocessing/normalization.py."""
+    """Compute (x - mean) / max(sqrt(variance), epsilon), as in keras/src/layers/preprocessing/normalization.py."""
     value, config = call.single(), call.config
     axis = config.get("axis", -1)
     kept = [] if axis is None else axis if isinstance(axis, list) else [axis]

@@ -36,8 +36,8 @@ _MODELS = {"Sequential": "keras", "Functional": "keras.src.models.functional", "
 ALLOWED = {**_MODELS, **dict.fromkeys((*LAYERS, "InputLayer"), "keras.layers")}
 # The fields that the description of a layer keeps in the copy.
 _OF_LAYER = ("config", "name", "inbound_nodes", "shared_object_id")
-# The copy leaves out the following fields with shapes, because Keras would allocate memory of their sizes. The front
-# end does not compare these shapes with the weights.
+# The copy leaves out the following fields, because Keras would allocate memory for the shapes in them. The front end
+# does not compare these shapes with the weights.
 _SHAPES = ("build_input_shape", "input_shape", "input_dim")
 # Values that Keras writes as objects, and the fields that each object keeps.
 _PLAIN = {
@@ -45,7 +45,7 @@ _PLAIN = {
     "__numpy__": ("value", "dtype"),
     "__tensor__": ("value", "dtype"),
 }
-# The ends of the names of settings that have an effect only in training.
+# A setting whose name ends in one of these texts has an effect only in training.
 _TRAINING = ("_initializer", "_regularizer", "_constraint", "activity_regularizer")
 
 Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.floating[Any]]]
@@ -166,7 +166,7 @@ def _write_copy(path: Path, archive: Archive, config: dict[str, Any]) -> None:
 
 
 def _require_no_links(weights: h5py.Group) -> None:
-    """Refuse weights with links to other places, or with numbers in other files."""
+    """Refuse weights that contain links to other places, or whose numbers are stored in other files."""
     import h5py
 
     names: list[str] = []
@@ -178,9 +178,10 @@ def _require_no_links(weights: h5py.Group) -> None:
 
 
 def _clean(value: Any, is_keras_2: bool) -> Any:
-    """Return the description with only known layers and plain values, and without settings of the training.
+    """Return a copy of the description that has only known layers and plain values, and no settings for training.
 
-    Every layer of the copy computes in float32. Raises `NotRunError` if the description has an object of another class.
+    Every layer of the copy computes in float32. Raises `NotRunError` if the description has an object of an unknown
+    class.
     """
     if isinstance(value, list):
         return [_clean(each, is_keras_2) for each in value]

@@ -24,7 +24,7 @@ class FileRead:
 
     imported: the model, with its own network as the reference. bare: the network without the layers that turn logits
     into probabilities. original: the name of Keras and a function that runs the model in Keras. If Keras does not run
-    the file, `original` is the reason.
+    the file, `original` is a text that gives the reason.
     """
 
     imported: Imported
@@ -53,7 +53,7 @@ def read(path: Path, options: Options) -> Imported:
 
 
 def read_file(path: Path, options: Options) -> FileRead:
-    """Read a file. Raises `ModelImportError` with a message of one line."""
+    """Read a file. Raises `ModelImportError` with a one-line message."""
     with open_archive(path) as archive:
         reader = ModelReader(open_store(archive), archive.version.startswith("2."), options.output)
         builder, value = reader.read(archive.config)

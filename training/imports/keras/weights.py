@@ -53,7 +53,7 @@ class Store(Protocol):
 
         roles: the names of the arrays. shapes: the shapes that the arrays must have.
 
-        Raises `ModelImportError` if the file has other arrays for the layer.
+        Raises `ModelImportError` if the arrays of the layer in the file do not fit `roles` and `shapes`.
         """
 
 
@@ -135,7 +135,7 @@ class _ByName:
 
 
 def _child(group: h5py.Group, name: str) -> h5py.Group | None:
-    """Return a member of an HDF5 group, or None. Links to other places and files are refused."""
+    """Return a member of an HDF5 group, or None. A link to another place or to another file is refused."""
     if not hasattr(group, "keys") or not name or name not in group:
         return None
     if group.get(name, getlink=True).__class__.__name__ != "HardLink":

@@ -96,7 +96,7 @@ class Mapper:
         self.names[call.output] = self.builder.add(call.output, kind, layer, *values)
 
     def require_row(self, call: Call, argument: str) -> None:
-        """Refuse a tensor that has other axes than the rows and the columns."""
+        """Refuse a tensor that does not have the shape [rows, columns]."""
         reference = call.arguments[argument]
         shape = self.program.shapes.get(reference.name) if isinstance(reference, Ref) else None
         if shape is not None and len(shape) != 1:

@@ -30,7 +30,7 @@ _EXPORT = "save the whole model with torch.export.save, or call foldserve.import
 def build(text: str) -> nn.Sequential:
     """Return the PyTorch module that `text` describes, without memory for its weights.
 
-    Raises `ModelImportError` with a message of one line.
+    Raises `ModelImportError` with a one-line message.
     """
     if len(text) > _MAX_TEXT:
         raise ModelImportError(f"the text of the layers has more than {_MAX_TEXT >> 20} MiB")
@@ -38,7 +38,7 @@ def build(text: str) -> nn.Sequential:
     if not 1 < len(lines) <= MAX_LAYERS:
         raise ModelImportError(f"the text of the layers has {len(lines)} lines: write print(model) of an nn.Sequential")
     found: list[nn.Sequential] = []
-    # Modules whose closing bracket has not been read yet: the name and the layers of each module.
+    # The name and the layers of each module whose closing bracket has not been read yet.
     waiting: list[tuple[str, OrderedDict[str, nn.Module]]] = []
     for number, line in enumerate(lines, 1):
         match = _LINE.fullmatch(line)
@@ -84,7 +84,7 @@ def _layer(kind: str, rest: str, number: int) -> nn.Module:
         arguments = [ast.literal_eval(each) for each in call.args]
         named = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
         with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a layer without columns warns, and is refused later
+            warnings.simplefilter("ignore")  # PyTorch warns about a layer without columns, which is refused later
             made: nn.Module = getattr(nn, kind)(*arguments, **named)
     except (SyntaxError, ValueError, TypeError, RuntimeError, OverflowError, RecursionError, MemoryError) as error:
         raise ModelImportError(f"line {number} of the layers has arguments that {kind} does not take") from error

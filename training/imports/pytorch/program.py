@@ -64,7 +64,7 @@ class Program:
 
 
 def read_program(content: bytes) -> Program:
-    """Read the content of a `.pt2` file. Raises `ModelImportError` with a message of one line."""
+    """Read the content of a `.pt2` file. Raises `ModelImportError` with a one-line message."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return _read(archive)

@@ -27,13 +27,13 @@ from foldserve.training.imports.pytorch.program import Program, read_program
 
 
 def read(path: Path, options: Options) -> Imported:
-    """Read a `.pt2` file without unpickling anything. Raises `ModelImportError` with a message of one line."""
+    """Read a `.pt2` file without unpickling anything. Raises `ModelImportError` with a one-line message."""
     content = read_bytes(path)
     return _read(read_program(content), options, path.name, sha256(content).hexdigest(), None)
 
 
 def read_object(model: Any, options: Options) -> Imported:
-    """Read a PyTorch module that is in eval mode. Raises `ModelImportError` with a message of one line."""
+    """Read a PyTorch module that is in eval mode. Raises `ModelImportError` with a one-line message."""
     if not isinstance(model, torch.nn.Module):
         raise ModelImportError(f"a {type(model).__name__} is not a torch.nn.Module")
     if training := [name or type(model).__name__ for name, part in model.named_modules() if part.training]:
@@ -57,7 +57,7 @@ def read_object(model: Any, options: Options) -> Imported:
 def _find_columns(module: torch.nn.Module, options: Options) -> int:
     """Return a number of features that the module accepts.
 
-    The candidates for this number are the number of names from the user, and the input sizes of the layers.
+    The function first tries the number of names from the user, and then the input sizes of the layers.
     """
     sizes = [len(options.features)] if options.features else []
     for part in module.modules():

@@ -40,7 +40,7 @@ _TENSORS = "save only the weights: safetensors.torch.save_file(model.state_dict(
 def read(path: Path, options: Options) -> Imported:
     """Read the weights in a file, and the layers in the text file `options.layers`.
 
-    Raises `ModelImportError` with a message of one line.
+    Raises `ModelImportError` with a one-line message.
     """
     content = read_bytes(path)
     is_checkpoint = path.suffix.lower() != ".safetensors"

@@ -62,7 +62,7 @@ def read(path: Path, options: Options) -> Imported:
 def read_object(model: Any, options: Options) -> Imported:
     """Read a fitted pipeline or estimator that is an object in memory.
 
-    Raises `ModelImportError` with a message of one line.
+    Raises `ModelImportError` with a one-line message.
     """
     return _read(model, options, type(model).__name__, "")
 

@@ -41,8 +41,8 @@ Value = Raw | Numbers
 class Context:
     """The graph, and facts about each raw column. names: the names of the raw columns.
 
-    absent: by raw column, the category that its encoder has for a missing value: None or NaN. filled: the imputed raw
-    columns of a value, by the name of the value.
+    absent: for each raw column, the value that stands for a missing value in its encoder: None or NaN. filled: for each
+    value, by its name, the raw columns that are imputed in it.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -82,7 +82,7 @@ class Context:
         return Numbers(self.builder.add(step, "Select", Select(np.array(columns, np.int64)), value.name))
 
     def set_categories(self, column: int, categories: tuple[Category | bool, ...], missing: bool) -> None:
-        """Make a raw column categorical. Raises `ModelImportError` if another step reads the column in another way."""
+        """Make a raw column categorical. Raises `ModelImportError` if another step reads the column differently."""
         if column in self._numeric or self.categories.get(column, categories) != categories:
             raise ModelImportError(f"column {self.names[column]!r} is read as a category and in another way")
         self.categories[column] = categories
