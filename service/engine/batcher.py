@@ -32,12 +32,12 @@ from foldserve.service.metrics import BatchObserver, ignore_batch
 
 log = logging.getLogger("foldserve")
 
-# A run on the event loop blocks every connection. So a run that takes longer than this number of seconds happens on a
-# thread.
+# A run that takes longer than this number of seconds happens on a thread, because a run on the event loop blocks every
+# connection.
 _MAX_INLINE_SECONDS = 1e-3
 # During a long run, the batcher drops expired entries from the queue at this interval, in seconds.
 _SWEEP_SECONDS = 0.05
-# The warm-up ends after this number of seconds. So the warm-up measures only small batches of a slow model.
+# The warm-up ends after this number of seconds, so for a slow model it measures only small batches.
 _WARM_UP_SECONDS = 1.0
 # The weight of each new measurement in the estimated run time.
 _NEW_WEIGHT = 0.2
@@ -83,7 +83,7 @@ class Batcher:
         self._run = run
         self.max_batch = max_batch
         self._max_queue = max_queue
-        self._normal_queue = max_queue - int(max_queue * RESERVE)  # the largest number of rows for normal priority
+        self._normal_queue = max_queue - int(max_queue * RESERVE)  # the queue limit for normal priority, in rows
         self._full = min(max_batch, max_queue / 2)
         self._max_delay = max_delay
         self._max_wait = max_wait
@@ -92,7 +92,7 @@ class Batcher:
         self.unobserved = unobserved
         self._high: deque[Entry] = deque()  # entries of high priority, which are run first
         self._queue: deque[Entry] = deque()  # all others
-        self._queued_rows = self._high_rows = 0  # the number of rows in both queues, and in `_high`
+        self._queued_rows = self._high_rows = 0  # the number of rows in both queues, and the part in `_high`
         self._scheduled: asyncio.Handle | None = None  # the scheduled call of `_run_next`
         self._due = math.inf  # the time of the scheduled call, if the call waits for max_delay
         self.running = False
@@ -104,8 +104,8 @@ class Batcher:
         self._sweeper: asyncio.TimerHandle | None = None
         self._draining = self._closed = False
         self._thread = ThreadPoolExecutor(1, "batcher")
-        # The estimated seconds of a run, by the bit length of the number of rows. If the model never ran a batch of
-        # this size, the estimate is infinite.
+        # The estimated run times in seconds; the index is the bit length of the number of rows. The estimate is
+        # infinite for a batch size that the model has never run.
         self._run_seconds = [math.inf] * (max_batch.bit_length() + 1)
 
     @property
@@ -137,7 +137,7 @@ class Batcher:
         Call this method while a run happens on the thread, or while a full batch is queued. max_wait does not apply to
         an entry that fits into the next batch. max_wait also does not apply while few entries wait. Raises `QueueFull`.
         """
-        # A large entry is run in pieces. So a large entry delays each other entry by at most one batch.
+        # A large entry is run in pieces, so it delays any other entry by at most one batch.
         entries = len(self._high) if high else len(self._high) + len(self._queue)
         rows = self._high_rows if high else self._queued_rows
         batches = min(rows, entries * self.max_batch) // self.max_batch
@@ -234,7 +234,7 @@ class Batcher:
     def _run_after_delay(self, entry: Entry) -> None:
         """Schedule a run.
 
-        The run begins `max_delay` seconds after `entry` arrived, or after half of the time to its deadline if that is
+        The run begins after `max_delay` seconds, or after half of the time until the deadline of `entry`, whichever is
         sooner.
         """
         due = entry.arrived + min(self._max_delay, (entry.deadline - entry.arrived) / 2)
@@ -316,7 +316,7 @@ class Batcher:
 
         Entries of high priority come first. Among entries of the same priority, the entry that arrived first comes
         first. An entry that is larger than a batch is split: one piece fills this batch, and the rest of the entry goes
-        to the end of the queue. So a small entry never waits for all rows of a large entry.
+        to the end of the queue. This way, a small entry never waits for all rows of a large entry.
         """
         batch: list[tuple[Entry, Rows]] = []
         room = self.max_batch

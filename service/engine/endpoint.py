@@ -125,9 +125,9 @@ class Endpoint:
 class SplitEndpoint(Endpoint):
     """Shares the requests of one path between two versions of a model.
 
-    share: the share of requests that `canary` answers. The id of a request decides which version answers the request.
-    So if a client sends a request again, the same version answers, in every worker. If a request has no id, the version
-    is chosen at random.
+    share: the share of requests that `canary` answers. The id of a request decides which version answers it. If a
+    client sends a request again with the same id, the same version answers, whichever worker gets the request. If a
+    request has no id, the version is chosen at random.
     """
 
     def __init__(self, main: Endpoint, canary: Endpoint, share: float) -> None:
@@ -168,7 +168,7 @@ class SplitEndpoint(Endpoint):
 
 
 class _RefusingCodec:
-    """Refuses every request, because the query of its URL is wrong."""
+    """Refuses every request, because the URL of the request has a wrong query."""
 
     def __init__(self, reason: str) -> None:
         self._reason = reason

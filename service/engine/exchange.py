@@ -175,7 +175,7 @@ class Exchange:
     def _decode_here(self, body: bytes | bytearray) -> None:
         """Decode the body on the event loop, or in the pool if decoding takes long.
 
-        This method first tries to decompress the body on the event loop. So a small body does not wait in the pool
+        This method first tries to decompress the body on the event loop, so that a small body does not wait in the pool
         behind large bodies.
         """
         request: DecodedRequest | None
@@ -261,7 +261,7 @@ class Exchange:
         request: DecodedRequest = self._request  # type: ignore[assignment]  # set by _submit
         try:
             if request.encodes_slowly:
-                with suppress(QueueFull):  # without a free thread, the event loop encodes the answer
+                with suppress(QueueFull):  # if no thread is free, the event loop encodes the answer
                     self._run_in_pool(request.encode, outputs, then=self._compress)
                     return
             self._compress(request.encode(outputs))
@@ -280,7 +280,7 @@ class Exchange:
                 if len(reply.body) <= _LARGE_RESPONSE:
                     reply = content.compressed(self._headers, reply)
                 else:
-                    with suppress(QueueFull):  # without a free thread, the response is sent uncompressed
+                    with suppress(QueueFull):  # if no thread is free, the response is sent uncompressed
                         self._run_in_pool(content.compressed, self._headers, reply, then=self._finish)
                         return
         except Exception as error:  # noqa: BLE001

@@ -108,8 +108,8 @@ class LiveQuality:
         except DeadlinePassed as error:
             log.error("the metrics of drift and quality are left out: %s", error)
         else:
-            # For a thousand models, computing the figures takes seconds. So the figures are computed on a thread, and
-            # the event loop can answer requests.
+            # For a thousand models, computing the figures takes seconds, so a thread computes them while the event loop
+            # answers requests.
             figures = await asyncio.to_thread(_figures, list(self._repository.ready_models()), answers)
         self._metrics.set_figures(figures)
 

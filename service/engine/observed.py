@@ -1,7 +1,6 @@
 """Exchanges that write their steps into the record of the request. `LastRun` keeps the times of a batcher's latest run.
 
-If the access log and the traces are off, requests use `Exchange` itself. So requests that nobody observes take no extra
-time.
+If the access log and the traces are off, requests use `Exchange` itself, so that they take no extra time.
 """
 
 from __future__ import annotations
@@ -23,10 +22,9 @@ from foldserve.service.telemetry.record import Batch, Record, current_record
 class LastRun:
     """Remembers the latest run of a batcher for the exchanges, then calls another observer.
 
-    After a run, a batcher first calls its observer, and then the callbacks of the exchanges. So in its callback, an
-    exchange can read the times of its own run from this object. ran_from, ran_to: the times of the start and the end of
-    the latest run, by `time.monotonic`. In most runs, no request has a record. So `LastRun` does very little work in
-    each run.
+    After a run, a batcher calls its observer before it calls the callbacks of the exchanges, so that each callback can
+    read the times of its own run from this object. ran_from, ran_to: the times of the start and the end of the latest
+    run, by `time.monotonic`. `LastRun` does very little work in each run, because no request has a record in most runs.
     """
 
     def __init__(self, observe: BatchObserver) -> None:

@@ -113,7 +113,7 @@ _NO_VERSIONS = Versions(MappingProxyType({}), None)
 
 
 class Repository:
-    """The models by name, and their versions. Any method except `publish` may be called at any time.
+    """Holds the versions of each model. Any method except `publish` may be called at any time.
 
     default: the name of the model that answers /predict, or None. endpoints: a dict from the path of a request, without
     percent-encoding, to its endpoint. generation: the number of changes of `endpoints` until now.
@@ -123,7 +123,7 @@ class Repository:
         self._models: Mapping[str, Versions] = {}
         self._retired: list[Model] = []
         self._failures: dict[int, tuple[Model, str]] = {}  # failing models and their reasons, by the `id` of the model
-        self._published: Mapping[bytes, Endpoint] = {}  # all endpoints, also of models that fail their check
+        self._published: Mapping[bytes, Endpoint] = {}  # all endpoints, including those of models that fail their check
         self.default: str | None = None
         self.endpoints: dict[bytes, Endpoint] = {}
         self.generation = 0

@@ -1,7 +1,7 @@
 """A codec that passes a sample of its requests and answers to the prediction log.
 
-Without a prediction log, endpoints use the original codec. So requests that are not logged take no extra time. This
-module does not use files.
+If there is no prediction log, endpoints use the original codec, so that requests take no extra time. This module does
+not use files.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ _SMALL_MODEL = 4 * 2**20
 def threads_per_run(settings: Settings, model_size: int) -> int:
     """Return the number of threads of one run. model_size: the size of model.onnx in bytes.
 
-    If the setting `threads` is given, the function returns this setting. Without this setting, a small model gets one
-    thread, and a large model gets the worker's share of the processors.
+    If the setting `threads` is given, the function returns this setting. If `threads` is not set, a small model gets
+    one thread, and a large model gets the worker's share of the processors.
     """
     if settings.threads:
         return settings.threads

@@ -1,6 +1,7 @@
 """Finds a run that hangs. This module watches batchers. The caller decides what to do with the process.
 
-A call of ONNX Runtime that hangs can't be stopped in its process. So only a new process can serve the model again.
+Only a new process can serve the model again, because a process can't stop its own call of ONNX Runtime if the call
+hangs.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ def _onnx_runtimes(model: bytes) -> dict[str, Predict]:
     """Return the exported model in ONNX Runtime on the CPU, and also on CUDA if CUDA works here."""
     runtimes = {"onnxruntime CPU": onnx_runtime_cpu(model)}
     if CUDA in ort.get_available_providers():
-        # The list of available providers may contain a provider that can't be loaded. If CUDA can't be loaded, the
+        # The list of available providers may include providers that can't be loaded. If CUDA can't be loaded, the
         # certificate does not cover CUDA. Each server checks the exported model again on the device that it uses.
         with contextlib.suppress(Exception):
             runtimes["onnxruntime CUDA"] = partial(_run, open_cuda(model, cuda_options(Options(buckets=()))))

@@ -1,7 +1,7 @@
 """The record of a run: the choices, the versions and the machine, which together decide the result of the run.
 
-The manifest contains the record of a run as its provenance. A checkpoint contains the identity of its run. Another run
-may continue from this checkpoint only if both runs have the same identity.
+The manifest stores this record as the provenance of the model. A checkpoint contains the identity of its run. Another
+run may continue from this checkpoint only if both runs have the same identity.
 """
 
 from __future__ import annotations

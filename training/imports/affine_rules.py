@@ -233,8 +233,8 @@ def lift_over_concat(graph: Graph, node: Node) -> bool:
 def fold_through_concat(graph: Graph, node: Node) -> bool:
     """Compose a Dense after a Concat with the Dense layers before the Concat.
 
-    Each input of the Concat is multiplied by its own part of the weights. A part is composed with the Dense before it,
-    if the product has few weights or no more weights than both.
+    Each input of the Concat is multiplied by its own part of the weights. Each part is composed with the Dense before
+    it, unless this makes the weights larger (see `_grows`).
     """
     dense, before = node.layer, node.inputs[0]
     if not (isinstance(dense, Dense) and isinstance(graph.layer(before), Concat) and graph.has_single_reader(before)):

@@ -52,7 +52,7 @@ def fold_file(source: Path, target: Path, options: Options) -> FoldedFile:
 
     The outputs are compared on random rows from a standard normal distribution. The usual tolerance of a certificate
     applies, and `allowed_widening` may widen this tolerance. Raises `ModelImportError`, `FoldError`, `ExportError` or
-    `ParityError`. After an error, nothing is written.
+    `ParityError`. If an error occurs, nothing is written.
     """
     if source.suffix.lower() != ".onnx" and source.suffix.lower() in FRONT_ENDS:
         raise ModelImportError(f"{source.name} is not an ONNX file: fold reads only ONNX; use import")

@@ -44,7 +44,7 @@ class Graph:
         return self._readers[name]
 
     def has_single_reader(self, name: str) -> bool:
-        """Whether exactly one node reads the value, and only once.
+        """Whether exactly one node reads the value, and this node reads it only once.
 
         The result is False for the input and the output of the network.
         """

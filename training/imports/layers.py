@@ -185,8 +185,8 @@ class OneHot(Layer):
 
     source: int64 [outputs]. code: float64 [outputs]. A missing value does not equal any code. The value of a
     categorical column is the index of the category. For example, an encoding of the categories 0, 1 and 2 of column 4
-    has the sources 4, 4, 4 and the codes 0, 1, 2. A OneHot and a Dense with the number of each category form an ordinal
-    encoding.
+    has the sources 4, 4, 4 and the codes 0, 1, 2. For an ordinal encoding, a Dense follows the OneHot, and the weights
+    of the Dense are the numbers of the categories.
     """
 
     source: Indices

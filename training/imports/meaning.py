@@ -77,8 +77,8 @@ def complete(bare: Network, network: Network, outputs: npt.NDArray[np.floating[A
     added = [node for node in network.nodes if node.name not in names]
     values: dict[str, Array] = {bare.output: outputs.astype(np.float64)}
     if added and not any(bare.output in node.inputs for node in added):
-        # `network` has a softmax in place of the log-softmax that ends `bare`. So the probabilities are the
-        # exponentials of the outputs.
+        # The probabilities are the exponentials of the outputs, because `network` ends in a softmax and `bare` in a
+        # log-softmax.
         return np.exp(values[bare.output])
     for node in added:
         values[node.name] = node.layer.apply(*(values[name] for name in node.inputs))

@@ -88,7 +88,7 @@ def spread(array: npt.NDArray[Any], value: Numbers) -> Array:
 
 
 def _widened(context: Context, node: onnx.NodeProto, value: Numbers, array: npt.NDArray[Any]) -> Numbers:
-    """Repeat the column of a value with one column, if the constant has more columns."""
+    """If the value has a single column and the constant has more columns, repeat the column of the value."""
     if width(value.shape) == 1 and array.size > 1 and array.shape[-1] == array.size:
         repeat = Dense(np.ones((array.size, 1)), np.zeros(array.size))
         return Numbers(context.add(node, repeat, value.name), (array.size,))

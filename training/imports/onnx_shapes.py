@@ -183,7 +183,7 @@ def _select(
 def _picked(value: Value, axis: int, pick: Any) -> npt.NDArray[np.int64]:
     """Return the indices of the columns that NumPy's index `pick` selects along an axis.
 
-    The array has the new shape of a row.
+    The shape of the returned array is the new shape of a row.
     """
     shape = _rows(value)
     place = axis % (len(shape) + 1)

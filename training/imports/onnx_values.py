@@ -44,7 +44,7 @@ class Raw:
 class Numbers:
     """A value of the intermediate form.
 
-    shape: the shape of one row, without the batch. The product of the shape is the number of columns.
+    shape: the shape of one row, without the batch. The product of all sizes in the shape is the number of columns.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class Stacked:
-    """The members of an ensemble: their values are stacked along a new axis before the axis of the rows."""
+    """The members of an ensemble. Their values are stacked along a new first axis, in front of the rows."""
 
     parts: tuple[Numbers, ...]
 

@@ -62,7 +62,7 @@ class Written:
 def run(imported: Imported, plan: ImportPlan, source: Source | None = None) -> Written:
     """Fold and certify the model, and write it as the next version of `plan.name`.
 
-    After an error, no part of the bundle is left.
+    If an error occurs, no part of the bundle stays on the disk.
 
     The function has more than 50 lines, because it keeps all steps of an import in one place.
 

@@ -44,9 +44,8 @@ class Rows:
 def parse_ranges(texts: tuple[str, ...]) -> dict[str, Range]:
     """Read the ranges of features: `age=0:99` for one feature, `0:16` for all others.
 
-    Return the ranges by the name of the feature.
-
-    The range for all other features has the name "". Raises `DataError` for a text that is not a range.
+    Return the range for each name of a feature. The name "" stands for all other features. Raises `DataError` for a
+    text that is not a range.
     """
     ranges: dict[str, Range] = {}
     for text in texts:

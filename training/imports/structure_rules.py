@@ -172,7 +172,7 @@ def add_dense_branches(graph: Graph, node: Node) -> bool:
 
 def stack_siblings(graph: Graph, node: Node) -> bool:
     """Stack Dense layers that read the same value, if the same function follows each layer. The network then applies
-    the function once, and each branch selects its columns.
+    the function once, and each branch selects its own columns of the result.
     """
     function = node.layer
     if not isinstance(function, Activation) or not isinstance(graph.layer(node.inputs[0]), Dense):

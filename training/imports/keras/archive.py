@@ -1,6 +1,6 @@
 """Opens a Keras file: a zip archive of Keras 3, or an HDF5 file of Keras 2. The file is not trusted.
 
-Every size in the file is checked before memory is allocated. The module writes nothing to a disk. The module does not
+Every size in the file is checked before memory is allocated. The module writes nothing to the disk. The module does not
 depend on the layers of the model.
 """
 

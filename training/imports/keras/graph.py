@@ -1,4 +1,4 @@
-"""Connects the layers of a Keras model: Sequential, Functional, and models inside models.
+"""Connects the layers of a Keras model. The model may be Sequential or Functional, and may contain other models.
 
 The module reads descriptions of models, and does no arithmetic. The module refuses a file with cycles, unknown layers,
 or models that call each other millions of times.
@@ -154,7 +154,7 @@ class ModelReader:
 
 
 def _find_inputs(description: dict[str, Any]) -> Iterator[Input]:
-    """Yield the inputs of a model. The field with the shape of a Sequential model depends on the version of Keras."""
+    """Yield the inputs of a model. Keras versions use different fields for the shape of a Sequential model."""
     config = description["config"]
     layers = list(_layers(config))
     if _kind(description) != "Sequential":

@@ -70,7 +70,7 @@ class Call:
         return value
 
     def require_none(self, *keys: str) -> None:
-        """Refuse a layer that has one of the settings `keys`, because they change the arithmetic."""
+        """Refuse a layer that has one of the settings `keys`, because these settings change the arithmetic."""
         for key in keys:
             if self.config.get(key):
                 raise refuse(self.name, self.kind, f"{key} is not supported", "save the model without it")

@@ -31,7 +31,7 @@ _MAX_NUMBERS = 2**28
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a layer's weights in a file.
+    """Where a file stores the weights of a layer.
 
     groups: the path of the layer in a Keras 3 file. names: the names of the enclosing models, then the name of the
     layer.
@@ -106,8 +106,8 @@ class _ByClass:
 class _ByName:
     """Reads the weights of an `.h5` file.
 
-    In an `.h5` file, a nested model has one group. The paths in the group of a nested model contain the names of its
-    layers.
+    In an `.h5` file, all layers of a nested model share one group. Each path in this group contains the name of a
+    layer.
     """
 
     file: h5py.Group

@@ -175,7 +175,7 @@ def _affine(mapper: Mapper, call: Call, kind: str, argument: str, scale: Any, te
 def _same(mapper: Mapper, call: Call, kind: str) -> None:
     """Use the value of the input as the result.
 
-    Dropout in eval mode, a copy and a reshape of a row change no number.
+    The operator changes no number: it is a dropout in eval mode, a copy, or a reshape of a row.
     """
     del kind
     source = next(iter(call.arguments))

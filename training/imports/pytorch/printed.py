@@ -84,7 +84,7 @@ def _layer(kind: str, rest: str, number: int) -> nn.Module:
         arguments = [ast.literal_eval(each) for each in call.args]
         named = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
         with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch warns about a layer without columns, which is refused later
+            warnings.simplefilter("ignore")  # PyTorch warns about layers without columns; they are refused later
             made: nn.Module = getattr(nn, kind)(*arguments, **named)
     except (SyntaxError, ValueError, TypeError, RuntimeError, OverflowError, RecursionError, MemoryError) as error:
         raise ModelImportError(f"line {number} of the layers has arguments that {kind} does not take") from error
