@@ -1,4 +1,4 @@
-"""Decides when the server begins a request. An overloaded process refuses some requests, and answers all others soon.
+"""Decides when the server begins a request. An overloaded process refuses some requests, and answers the others fast.
 
 For small models, the event loop is the bottleneck: reading and writing requests takes longer than the runs of the
 model. Without a limit, one turn of the event loop would work on thousands of requests. During a turn with thousands of
@@ -91,8 +91,9 @@ class Admission:
         """Queue a request whose body has `size` bytes, and whose deadline is in `patience` seconds.
 
         Returns 0 if the request is queued. A request is refused if its expected wait is longer than `patience` or
-        `max_wait`. If the request is refused, the method returns the seconds for the header Retry-After. `max_wait`
-        does not apply to a request that the next turn can begin, because that turn might otherwise begin no request.
+        `max_wait`. If the request is refused, the method returns the number of seconds for the header Retry-After.
+        `max_wait` does not apply to a request that the next turn can begin, because that turn might otherwise begin no
+        request.
         """
         if self._first_arrival is None:
             self._first_arrival = now

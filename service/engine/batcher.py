@@ -92,7 +92,7 @@ class Batcher:
         self.unobserved = unobserved
         self._high: deque[Entry] = deque()  # entries of high priority, which are run first
         self._queue: deque[Entry] = deque()  # all others
-        self._queued_rows = self._high_rows = 0  # the number of rows in both queues, and the part in `_high`
+        self._queued_rows = self._high_rows = 0  # the number of queued rows: in total, and in `_high`
         self._scheduled: asyncio.Handle | None = None  # the scheduled call of `_run_next`
         self._due = math.inf  # the time of the scheduled call, if the call waits for max_delay
         self.running = False
@@ -147,7 +147,7 @@ class Batcher:
             raise QueueFull("too many rows wait for this model", self._retry_after())
 
     def submit(self, rows: Rows, deadline: float, on_result: OnResult, *, high: bool = False) -> Entry:
-        """Queue rows, float32 [n, features] with n >= 1, for a run before `deadline`.
+        """Queue rows, float32 [n, features] with n >= 1, whose run must begin before `deadline`.
 
         high: whether the priority is high. on_result: a function that is called once on this event loop, after this
         method has returned. The argument of on_result is float32 [n, outputs] or an error: `DeadlinePassed`,
@@ -374,8 +374,8 @@ class Batcher:
         rows, outputs, began, ended = result
         size, seconds = count.bit_length(), ended - began
         self.runs += 1
-        # The estimate falls at once, but rises slowly. If other programs have interrupted a run, its time says little
-        # about the next run.
+        # The estimate falls at once, but rises slowly. If other programs have interrupted a run, the time of this run
+        # does not help to predict the next run.
         known = self._run_seconds[size]
         self._run_seconds[size] = seconds if seconds < known else known + _NEW_WEIGHT * (seconds - known)
         try:

@@ -36,7 +36,7 @@ class Endpoint:
 
     @property
     def answering(self) -> Endpoint:
-        """The endpoint that answers most requests. It is this endpoint, unless two versions share the requests."""
+        """The endpoint that answers most requests: this endpoint itself, if two versions do not share the requests."""
         return self
 
     @property

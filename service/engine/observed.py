@@ -137,7 +137,7 @@ class ObservedExchange(Exchange):
 
     def _fail(self, error: Exception) -> None:
         self._record.note_error(error)
-        token = current_record.set(self._record)  # so the log line of an unexpected error has the request id
+        token = current_record.set(self._record)  # adds the request id to the log line of an unexpected error
         try:
             super()._fail(error)
         finally:

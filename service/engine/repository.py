@@ -104,7 +104,7 @@ class Versions:
 
     @property
     def unloaded(self) -> bool:
-        """Whether every version has been unloaded. False if there is no version."""
+        """Whether there are versions, and all of them have been unloaded."""
         found = self.by_number.values()
         return bool(found) and all(isinstance(v, Unavailable) and v.state == "unloaded" for v in found)
 

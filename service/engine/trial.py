@@ -83,7 +83,7 @@ def _feature_changes(old: Feature, new: Feature) -> Iterator[str]:
 
 
 def _changes(old: Model, new: Model, rows: Rows, outputs: Outputs) -> Changes:
-    """Return the changes from the old to the new answers.
+    """Describe how the new answers differ from the old answers.
 
     outputs: the outputs of the old version, float32 [rows, outputs].
     """

@@ -32,7 +32,7 @@ def provenance(
     rows: dict[Literal["train", "validation", "test"], int],
     **outcomes: Setting,
 ) -> bundle.Provenance:
-    """Record every choice of `plan`, and the environment of the run.
+    """Record every choice in `plan`, and the environment of the run.
 
     outcomes: the settings that the run itself has chosen.
     """

@@ -16,10 +16,10 @@ def output_tolerance(mean: float, std: float) -> Tolerance:
     """Return the tolerance for outputs whose target has the given mean and standard deviation.
 
     For probabilities (mean 0, standard deviation 1), the tolerance is 1e-5 + 1e-4 |reference|. For a regression, the
-    formula 1e-5 + 1e-4 |reference| applies to the standardised target. So in the units of the target, the absolute part
-    is 1e-5 times the standard deviation. The relative part is limited: if the reference equals the mean, this part
-    allows a difference of at most 1e-4 standard deviations. Without this limit, any model would pass if the mean of the
-    target is 10,000 standard deviations from zero, because the tolerance would be a whole standard deviation.
+    formula 1e-5 + 1e-4 |reference| applies to the standardised target: in the units of the target, the absolute part is
+    1e-5 times the standard deviation. The relative part is limited: if the reference equals the mean, this part allows
+    a difference of at most 1e-4 standard deviations. Without this limit, any model would pass if the mean of the target
+    is 10,000 standard deviations from zero, because the tolerance would be a whole standard deviation.
     """
     relative = _RELATIVE * std / abs(mean) if mean else _RELATIVE
     return Tolerance(absolute=_ABSOLUTE * std, relative=min(max(relative, _LEAST_RELATIVE), _RELATIVE))
@@ -29,8 +29,8 @@ def allowed_widening(rounding: float) -> float:
     """Return the factor by which an imported model may widen the usual tolerance.
 
     rounding: the difference between the model in float32, before folding, and its float64 reference, as a share of the
-    usual tolerance. Two float32 models have different rounding errors of about the same size. So the allowed difference
-    of the folded model from the reference is twice `rounding`. The factor is from 1 to 10.
+    usual tolerance. The folded model may differ from the reference by twice `rounding`, because two float32 models have
+    different rounding errors of about the same size. The factor is from 1 to 10.
     """
     return min(max(1.0, _ROUNDING * rounding), _MOST_WIDENED)
 

@@ -34,7 +34,7 @@ def is_too_dense(size: int, stored: int) -> bool:
 
 
 def check_entries(entries: Sequence[zipfile.ZipInfo], limit: int) -> None:
-    """Refuse an archive with too many entries, too large entries, or paths that point outside the archive.
+    """Refuse an archive that has too many entries, entries that are too large, or paths that point outside the archive.
 
     limit: the largest allowed number of entries. All entries together may unpack to at most `MAX_FILE` bytes. Raises
     `ModelImportError`.

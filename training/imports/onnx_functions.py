@@ -106,7 +106,7 @@ def _clip_columns(
 ) -> Numbers:
     """Translate a limit for each column: max(x, c) = c + relu(x - c), and min(x, c) = c - relu(c - x).
 
-    The affine steps of the translation fold into the neighbouring layers.
+    Folding moves the affine steps of the translation into the neighbouring layers.
     """
     name, columns = rows.name, width(rows.shape)
     for limit, sign in ((low, 1.0), (high, -1.0)):

@@ -117,7 +117,7 @@ class _Keeper:
         shape = self._shapes.get(node.output[0])
         has_graph = any(attribute.HasField("g") for attribute in node.attribute)
         is_flat = shape is not None and len(shape.dim) == 2 and shape.dim[1].dim_value > 0
-        # `Kept` expects that the inputs that depend on the rows come before all other inputs.
+        # `Kept` expects the inputs that depend on the rows before all other inputs.
         first = all(value is not None and not isinstance(value, Constant) for value in values[: len(data)])
         if shape is None or has_graph or not is_flat or not first or not data or len(node.output) != 1:
             return None

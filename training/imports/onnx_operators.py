@@ -1,9 +1,9 @@
 """Translates the operators of ONNX's main domain to layers of the intermediate form.
 
-Each function translates one node. A function gets the context, the node, its inputs and its attributes. A function
-returns the values of the outputs of the node. A function raises `Refused` with the reason if the intermediate form
-can't express the node. To add an operator, write a function with the decorator `operator`. The functions follow the
-definitions of https://onnx.ai/onnx/operators/.
+Each function translates one node. It gets the context, the node, its inputs and its attributes, and it returns the
+values of all outputs of the node. A function raises `Refused` with the reason if the intermediate form can't express
+the node. To add an operator, write a function with the decorator `operator`. The functions follow the definitions of
+https://onnx.ai/onnx/operators/.
 """
 
 from __future__ import annotations
@@ -72,8 +72,9 @@ def constant_or_attribute(
 
 
 def spread(array: npt.NDArray[Any], value: Numbers) -> Array:
-    """Return a constant as one number for each column of `value`. Raises `Refused` if the constant differs between
-    rows.
+    """Return a constant as one number for each column of `value`.
+
+    Raises `Refused` if the constant has different values in different rows.
     """
     shape = array.shape
     while len(shape) > len(value.shape):

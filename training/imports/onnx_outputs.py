@@ -104,7 +104,7 @@ def _find_labels(model: onnx.ModelProto, count: int) -> tuple[Label, ...]:
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     ends = {info.name for info in model.graph.output}
     for node in model.graph.node:
-        # Hummingbird writes the label of a row as a Gather from the classes.
+        # For the label of a row, Hummingbird writes a Gather that picks one of the classes.
         is_label = node.op_type == "Gather" and ends.intersection(node.output)
         if (is_label or node.op_type == "ArrayFeatureExtractor") and node.input[0] in constants:
             labels = numpy_helper.to_array(constants[node.input[0]]).reshape(-1).tolist()
@@ -189,7 +189,7 @@ def _binary(outputs: Array) -> Array:
 
 
 def _gives_probabilities(network: Network, columns: tuple[Column, ...]) -> bool:
-    """Whether the outputs of a row are from 0 to 1 and have the sum 1. The function checks some random rows."""
+    """Whether the outputs of a row are from 0 to 1 and add up to 1. The function checks some random rows."""
     generator = np.random.default_rng(0)
     rows = generator.normal(size=(_TRIAL_ROWS, len(columns))) * 10.0 ** generator.integers(-2, 3, (_TRIAL_ROWS, 1))
     for i, column in enumerate(columns):

@@ -65,7 +65,7 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class Stacked:
-    """The members of an ensemble. Their values are stacked along a new first axis, in front of the rows."""
+    """The members of an ensemble, whose values are stacked along a new first axis in front of the rows."""
 
     parts: tuple[Numbers, ...]
 

@@ -76,8 +76,8 @@ class Writer:
 
     Each value has the name of its node. The caller names the output of the network.
 
-    A name in a graph can be any text. So if two values have the same name, the writer appends underscores to one of
-    them. reserved: further names that are already in use.
+    A name in a graph can be any text, so two values may have the same name. The writer then appends underscores to one
+    of the two names. reserved: further names that are already in use.
     """
 
     def __init__(self, network: Network, source: str, output: str, reserved: Sequence[str] = ()) -> None:

@@ -68,7 +68,7 @@ def map_activation(activation: Any, name: str, columns: int, keras_2: bool) -> C
 def map_layer(kind: str, config: dict[str, Any], name: str) -> Chain:
     """Return the layers that compute an activation layer of Keras."""
     if kind == "LeakyReLU":
-        # Keras 2 calls this setting `alpha`, with the same default.
+        # `alpha` is the name of `negative_slope` in Keras 2; both have the same default.
         slope = config.get("negative_slope", config.get("alpha", 0.3))
         return (Activation("leaky_relu", {"alpha": _number(slope)}),)
     if kind == "ELU":

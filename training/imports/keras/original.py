@@ -205,7 +205,7 @@ def _clean(value: Any, is_keras_2: bool) -> Any:
 
 
 def _clean_layer(value: dict[str, Any], is_keras_2: bool) -> dict[str, Any]:
-    """Return the description of a layer or a model. It has only the fields in `_OF_LAYER`, and the Keras class."""
+    """Reduce the description of a layer or a model to its Keras class and the fields in `_OF_LAYER`."""
     kind = value["class_name"]
     cleaned = {key: _clean(value[key], is_keras_2) for key in _OF_LAYER if key in value}
     if kind not in _MODELS:

@@ -24,7 +24,7 @@ from foldserve.training.imports.archives import check_entries
 MAX_CALLS = 5000
 _MAX_TEXT = 2**26
 _MAX_ENTRIES = 10_000
-# The types by their number in torch._export.serde.schema.ScalarType.
+# The NumPy type for each number in torch._export.serde.schema.ScalarType.
 _DTYPES: dict[int, Any] = {5: np.int64, 6: np.float16, 7: np.float32, 8: np.float64, 13: ml_dtypes.bfloat16}
 
 

@@ -102,7 +102,7 @@ def _load_checkpoint(content: bytes, name: str) -> Tensors:
 
 
 def _checked(key: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Refuse a tensor that would take more memory than the file has."""
+    """Refuse a tensor whose numbers take more bytes than the file stores for it."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
         raise ModelImportError(f"the tensor {key!r} is sparse or quantised, or it has no numbers")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes() or tensor.numel() > _MAX_NUMBERS:
