@@ -42,7 +42,7 @@ _WARM_UP_SECONDS = 1.0
 # The weight of each new measurement in the estimated run time.
 _NEW_WEIGHT = 0.2
 
-# The rows of a run, its outputs or its error, and the times of its start and its end.
+# What a run returns: the rows, the outputs or the error, and the times at which the run started and ended.
 _RunResult = tuple[Rows, Outputs | Exception, float, float]
 
 # The batcher calls each watcher on the event loop after each run, before the callers get their outputs. A watcher must

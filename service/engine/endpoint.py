@@ -51,7 +51,7 @@ class Endpoint:
 
     @property
     def batcher(self) -> Batcher:
-        """The batcher with the queue of the rows."""
+        """The batcher, which owns the queue of rows."""
         return self._resources.batcher
 
     def for_query(self, query: bytes) -> Endpoint:

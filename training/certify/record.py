@@ -58,7 +58,7 @@ def provenance(
 def import_provenance(
     source: str, data_sha256: str | None, rows: dict[Literal["train", "validation", "test"], int], seed: int
 ) -> bundle.Provenance:
-    """Record the rows of the certificate of an imported model, and the environment of the import.
+    """Record how an imported model was certified: the rows, the seed and the environment of the import.
 
     seed: the seed of the random rows. data_sha256: the hash of the table; None if the user gave no table.
     """

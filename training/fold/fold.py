@@ -1,4 +1,4 @@
-"""Folding: moves every affine step of a chain of Dense, batch norm and activations into a Dense.
+"""Folding: moves the affine steps of a chain, such as batch norms, into the weights of its Dense layers.
 
 The folded chain computes the same function as the original chain. Folding never changes the network that is passed to
 it. The module does not depend on data or files.
@@ -85,7 +85,7 @@ class _Scale:
 
     @property
     def shift(self) -> Tensor:
-        """The term t of the map in the form scale * x + t."""
+        """The constant t if the map is written as scale * x + t."""
         return self.beta - self.scale * self.mean
 
     @property

@@ -138,8 +138,8 @@ def _in_chunks(evaluate: Evaluate, rows: npt.NDArray[np.float32]) -> Outputs:
 def _usual_tolerance(imported: Imported, rows: Rows, exact: certificate.Predict) -> bundle.Tolerance:
     """Return the usual tolerance for the outputs of the model.
 
-    For a regression, the tolerance is measured in standard deviations of the target. If there is no target, the unit is
-    the standard deviation of the outputs.
+    For a regression, the tolerance is measured in standard deviations: of the target, or of the outputs if there is no
+    target.
     """
     if imported.task == "classification":
         return output_tolerance(0.0, 1.0)

@@ -346,8 +346,8 @@ class Kept(Layer):
     Folding moves no layer across a kept operator.
 
     node: the bytes of the ONNX NodeProto, whose data inputs come first. outputs: the number of output columns.
-    constants: the other inputs of the node, by their names in the original graph. opset: the version of the operator
-    set of the node. evaluate: computes the node in float64.
+    constants: the inputs of the node that are constant, by their names in the original graph. opset: the version of the
+    operator set of the node. evaluate: computes the node in float64.
     """
 
     node: bytes

@@ -1,7 +1,7 @@
 """Turns the output of an ONNX model into the output of a bundle: probabilities of labels, or one value.
 
 A model often gives logits, log-probabilities, or only the probability of the second class. The module adds the missing
-layers to the network, and the same arithmetic to the reference.
+layers to the network, and applies the same arithmetic to the outputs of the reference.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def join_selections(graph: Graph, node: Node) -> bool:
             return False
         source = graph.nodes[node.inputs[0]].inputs[0]
         if sorted(selected.source) != list(range(graph.widths[source])):
-            return False  # a Dense on all columns would need a zero weight for each unselected column
+            return False  # a Dense on all columns would have zero weights for the columns that are not selected
         weight = np.empty_like(layer.weight)
         weight[:, selected.source] = layer.weight
         graph.replace(node.name, Dense(weight, layer.bias), source)

@@ -1,6 +1,6 @@
 """Reads a file that has only weights: `.safetensors`, or a checkpoint of `torch.save`.
 
-The layers come from a text file with the printed module.
+A separate text file, the output of `print(model)`, describes the layers.
 
 A checkpoint is loaded with `weights_only=True`, so no code of the file runs. The module does not depend on the
 operators.

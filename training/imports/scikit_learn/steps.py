@@ -205,7 +205,7 @@ def _ordinal(context: Context, step: Any, value: Value, name: str) -> Value:
 
 
 def _columns(context: Context, step: Any, value: Value, name: str) -> Value:
-    """Add a ColumnTransformer. Each part reads its columns, and the results are joined side by side."""
+    """Add a ColumnTransformer. Each transformer reads its own columns, and the results are put side by side."""
     parts = []
     for part, transformer, _ in step.transformers_:
         indices = list(step._transformer_to_input_indices[part])
