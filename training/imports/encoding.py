@@ -12,8 +12,8 @@ def add_lookup(builder: Builder, name: str, kind: str, column: int, numbers: Arr
     """Add layers that map the category of a raw column to a number, and return the name of the new value.
 
     The new value has the shape [rows, 1]. numbers: the number for each category, float64 [categories]. unseen: the
-    number for an unseen category; the index of such a category is len(numbers). For an ordinal encoding, the numbers
-    are 0, 1, 2, ...
+    number for unseen categories, which have the index len(numbers). For an ordinal encoding, the numbers are 0, 1, 2,
+    ...
     """
     count = len(numbers)
     if not (numbers == np.arange(count)).all():

@@ -37,7 +37,7 @@ ALLOWED = {**_MODELS, **dict.fromkeys((*LAYERS, "InputLayer"), "keras.layers")}
 # The fields that the description of a layer keeps in the copy.
 _OF_LAYER = ("config", "name", "inbound_nodes", "shared_object_id")
 # The copy leaves out the following fields, because Keras would allocate memory for the shapes in them. The front end
-# does not compare these shapes with the weights.
+# does not compare the shapes in these fields with the weights.
 _SHAPES = ("build_input_shape", "input_shape", "input_dim")
 # Values that Keras writes as objects, and the fields that each object keeps.
 _PLAIN = {
