@@ -159,7 +159,7 @@ def _observer(settings: Settings, exporters: Exporters | None) -> Observer | Non
 def _prediction_log(settings: Settings, metrics: Metrics) -> PredictionLog | None:
     """Start the log of predictions if the settings ask for this log.
 
-    Raises `StartError` without pyarrow, and for a wrong folder.
+    Raises `StartError` if pyarrow is not installed, or if the folder can't be used.
     """
     path = settings.prediction_log
     if path is None:

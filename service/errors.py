@@ -182,12 +182,12 @@ class Overloaded(RequestError):  # noqa: N818
         self.retry_after = retry_after
 
     def __reduce__(self) -> tuple[type[Overloaded], tuple[str, int]]:
-        # `copy` calls `__reduce__`. The inherited method would omit `retry_after`.
+        # `copy` calls `__reduce__`. The method that this class inherits would omit `retry_after`.
         return type(self), (str(self), self.retry_after)
 
 
 class QueueFull(Overloaded):
-    """Too many rows, requests or large bodies wait already."""
+    """Too many rows, requests or large bodies are already waiting."""
 
 
 class RateExceeded(Overloaded):
@@ -223,7 +223,7 @@ class NotExplainable(RequestError):  # noqa: N818
 
 
 class IncompleteExplanation(RequestError):  # noqa: N818
-    """The contributions of a row do not add up to its output within the tolerance."""
+    """The offset and the contributions of a row do not add up to its output: the difference exceeds the tolerance."""
 
 
 class DeviceLost(RuntimeFailure):

@@ -1,8 +1,8 @@
 """One rule for numbers on pages and terminals. The module needs only the standard library.
 
 A measured figure has four significant digits, and a difference has two. All digits before the decimal point are
-written, in groups of three. A number that is very small or very large is written with an exponent. A share is a
-percentage.
+written, in groups of three. A number that is very small or very large is written with an exponent. A share is written
+as a percentage.
 """
 
 from __future__ import annotations

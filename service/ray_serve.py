@@ -1,7 +1,7 @@
 """The application that `serve deploy deploy/ray/serve.yaml` runs: each replica has the service as its ASGI app.
 
-Ray Serve owns sockets, processes, routing and autoscaling. This module does not know HTTP. This module needs the extra
-`ray`. https://docs.ray.io/en/latest/serve/http-guide.html
+Ray Serve owns sockets, processes, routing and autoscaling. This module does not depend on HTTP. This module needs the
+extra `ray`. https://docs.ray.io/en/latest/serve/http-guide.html
 """
 
 from __future__ import annotations

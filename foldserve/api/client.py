@@ -116,7 +116,7 @@ class AsyncClient:
         async with foldserve.AsyncClient("http://127.0.0.1:8000", model="penguins") as client:
             await client.predict(frame)
 
-    A table is read in a thread, so that a large table does not block the event loop.
+    The client reads each table in a thread, so that a large table does not block the event loop.
     """
 
     def __init__(

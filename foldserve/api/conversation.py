@@ -1,8 +1,8 @@
 """The conversation of a client with a server: requests, answers, retries and refusals.
 
 A client first asks the server for the manifest of the model. With this manifest, the client itself converts the table
-to float32 rows. The client sends raw rows, because they are the fastest protocol. Each request names the version of the
-manifest. Even if the active version changes, the server uses the version that the request names.
+to float32 rows. The client sends the rows in the raw protocol, because it is the fastest. Each request names the
+version of the manifest. Even if the active version changes, the server uses the version that the request names.
 
 A generator yields the steps of a call: requests, waits and computations. This module builds HTTP requests and reads
 responses. The module opens no connection and runs no model.
@@ -242,8 +242,8 @@ class Conversation:
     def _send(self, call: Call, budget: _Budget, first_row: int = 0) -> Steps[httpx.Response]:
         """Send one request, and repeat it while the server is busy.
 
-        first_row: the index of the first row of this request in the whole table. In an error message, the server counts
-        this row as row 0.
+        first_row: the index of the first row of this request in the whole table. The server knows only this request, so
+        its error messages number the rows from 0.
         """
         for attempt in range(budget.attempts + 1):
             headers = {**call.headers, **budget.headers()}

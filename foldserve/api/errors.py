@@ -35,7 +35,9 @@ class TableWarning(UserWarning):
 
 
 class ClientError(FoldserveError):
-    """A request has no answer. status: the HTTP status; None without a response. text: the server's own text."""
+    """A request failed: the server gave no usable answer. status: the HTTP status; None without a response. text: the
+    server's own text.
+    """
 
     def __init__(self, text: str, status: int | None = None) -> None:
         super().__init__(text if status is None else f"{status}: {text}")

@@ -33,8 +33,8 @@ def load(bundle: str | os.PathLike[str] | Bundle, *, device: Device = "auto", th
     folder, and the graph with its tensors. The checks also run the golden rows on the device that will run the model.
 
     bundle: the folder of a bundle, such as `models/penguins/1`, or the result of `fit`. `bundle` may also be the folder
-    of a model. If `bundle` is the folder of a model, `load` takes the newest version of the model. device: `auto` takes
-    CUDA if CUDA works. `Model.device` says which device was taken. threads: the threads of one run on the CPU; by
+    of a model. If `bundle` is the folder of a model, `load` takes the newest version of the model. device: `auto`
+    chooses CUDA if CUDA works. `Model.device` gives the chosen device. threads: the threads of one run on the CPU; by
     default, one for each processor. Raises `BundleError` if a check fails, and `DeviceError` if ONNX Runtime or the
     device is missing.
     """

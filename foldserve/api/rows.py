@@ -1,7 +1,6 @@
 """Converts Python tables to the float32 rows of one model, and outputs to labels, in the same way as the server.
 
-`Model` runs the rows in this process, and `Client` sends them to a server. This module uses neither `Model` nor
-`Client`.
+`Model` runs the rows in this process, and `Client` sends them to a server. This module depends on neither of them.
 """
 
 from __future__ import annotations

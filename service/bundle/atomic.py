@@ -1,6 +1,6 @@
 """Writes files and folders. A crash or a full disk leaves the old content or the new content, but never a mixture.
 
-This module uses bytes and paths. This module does not depend on bundles. Every function may raise `OSError`.
+This module does not depend on bundles. Every function may raise `OSError`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Chooses the class of each row from the probabilities of a model and the threshold of the model's manifest.
 
 Training, the service and every other reader of a bundle share this module, so that they give the same answers. This
-module uses labels and arrays, and does not depend on protocols. This module does not import NumPy: it calls only
-methods of the caller's arrays.
+module does not depend on protocols. It does not even import NumPy, because it only calls methods of the caller's
+arrays.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Decision:
         """Return the `count` classes with the largest probabilities in each row, or all classes if the model has fewer.
 
         The result is intp [rows, min(count, classes)] of indices into `labels`, with the largest probability first.
-        Classes with equal probabilities keep the order of the labels. The threshold does not change the result.
+        Classes with equal probabilities keep the order of the labels. The decision threshold has no influence on this
+        order.
         """
         return (-probabilities).argsort(1, kind="stable")[:, :count]
 

@@ -21,9 +21,9 @@ def describe(task: Task, features: Sequence[Feature], labels: Sequence[Label], t
     """Return the description as canonical JSON: sorted names, no spaces, only ASCII.
 
     `features` has the columns of the input, in order. Each column has `name`, `kind` and `missing` (whether a value may
-    be missing). If the feature has categories or a reading, the column also has `categories` or `reading`. A reading
-    always has `missing`, the texts that mean a missing value. The other fields of a reading are left out if they have
-    their default values. `labels` has the classes in the order of the output.
+    be missing). A feature with categories adds the field `categories`, and a feature with a reading adds the field
+    `reading`. A reading always has `missing`, the texts that mean a missing value. The other fields of a reading are
+    left out if they have their default values. `labels` has the classes in the order of the output.
     """
     content = {
         "task": task,

@@ -134,8 +134,8 @@ class Feature(FrozenModel):
         return self
 
 
-# The upper limit of the absolute and of the relative part of a tolerance. For a regression, the absolute part has no
-# upper limit, because this part has the unit of the target.
+# The largest absolute tolerance and the largest relative tolerance. In a regression, the absolute tolerance has no
+# upper limit, because it is in the unit of the target.
 _WIDEST = 1e-3
 
 
@@ -151,9 +151,9 @@ class Measurement(FrozenModel):
 class Certificate(FrozenModel):
     """The evidence that the exported model is the trained model.
 
-    reference: the arithmetic with which the model was compared, with the framework and its version. widened: the factor
-    of `tolerance` over the usual tolerance. It is above 1 only for an imported model that uses more than half of
-    the usual tolerance in float32 before it is folded.
+    reference: the arithmetic with which the model was compared, with the framework and its version. widened:
+    `tolerance` divided by the usual tolerance. `widened` is above 1 only for some imported models: those whose float32
+    outputs use more than half of the usual tolerance even before the model is folded.
     """
 
     reference: str
@@ -174,7 +174,7 @@ class Golden(FrozenModel):
 
 
 class Folding(FrozenModel):
-    """An affine layer, the rule that folded this layer, and the layer that now includes it."""
+    """A folded affine layer, the rule that folded it, and the layer that now contains it."""
 
     layer: str
     rule: str

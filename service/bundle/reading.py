@@ -1,8 +1,8 @@
 """Reading: how the text of one cell becomes a value.
 
-Training chooses a reading for each column, and the service uses the same reading. This module handles one text at
-a time. This module does not depend on files or columns. The patterns use only syntax that both Python's `re` and RE2
-have. So Arrow can apply the patterns to a whole column.
+Training chooses a reading for each column, and the service uses the same reading. This module handles one text at a
+time, and does not depend on files or columns. Its patterns use only syntax that both Python's `re` and RE2 have, so
+Arrow can apply the patterns to a whole column.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Reading(FrozenModel):
     With the default settings, numbers are read as Python writes them: -1234.5, 1e3, nan.
 
     missing: texts that mean a missing value. A blank text always means a missing value. Blanks around a text are
-    ignored. In a column of numbers, a cell is also missing if its number is equal to the number of one of these texts.
+    ignored. In a column of numbers, these texts are also compared as numbers: if -999 means a missing value, then
+    -999.0 means one too.
     decimal, thousands: the decimal mark and the thousands separator of a number; "" means no separator. If the
     separator is a blank, any other kind of space is accepted too. If the separator is an apostrophe, a typographic
     apostrophe is accepted too.
@@ -147,7 +148,7 @@ class Reading(FrozenModel):
 
     @property
     def is_plain(self) -> bool:
-        """Whether a number has no mark other than a decimal point."""
+        """Whether numbers have only a decimal point: no thousands separator, no unit and no parentheses."""
         return (self.decimal, self.thousands, self.unit, self.accounting) == (".", "", "", False)
 
     @property
@@ -163,7 +164,8 @@ class Reading(FrozenModel):
             parentheses = f"|[(]{digits}[)]" if self.accounting else ""
             return f"{_SPECIAL}|{sign}?{digits}{parentheses}"
         space, unit = f"[{_SPACES}]*", re.escape(self.unit)
-        # A number without the sign % is ambiguous, because 0.45 may mean 45%. The number 0 needs no sign %.
+        # A number without a % sign is ambiguous, because 0.45 may mean 45%. Only the number 0 is accepted without a %
+        # sign.
         if self.unit == "%":
             inner = f"(?:{sign}?{space}{digits}{'|[(]' + space + digits + space + '[)]' if self.accounting else ''})"
             closed = f"|[(]{space}{digits}{space}%{space}[)]" if self.accounting else ""

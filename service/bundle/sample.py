@@ -2,8 +2,8 @@
 
 The rows are similar to the rows of a request. The drawn rows contain no personal data.
 
-This module uses the features of a manifest. This module does not depend on networks or sessions. This module does not
-import NumPy: the caller's generator creates the arrays.
+This module does not depend on networks or sessions. It does not import NumPy, because the caller's generator creates
+the arrays.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The seal of a manifest: SHA-256 digests of its values, which show any later change and name the changed field.
 
-This module uses parsed JSON. This module does not depend on the schema or on files. A digest is not a signature. The
-seal shows damage and careless edits. A person who changes a manifest on purpose can also compute a new seal.
+This module takes a manifest as parsed JSON, and does not depend on the schema or on files. A digest is not a signature.
+The seal shows damage and careless edits. A person who changes a manifest on purpose can also compute a new seal.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 With this command, a container image does not need curl for its health check.
 
-This module needs only an address and one path of the Open Inference Protocol. This module does not depend on the
-modules of the server.
+This module sends a GET to one path of the Open Inference Protocol, and does not depend on the modules of the server.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`foldserve models`, `load`, `unload`, `rollback` and `promote`: shows and changes the models of a running server.
 
-This module sends HTTP requests to the server. The settings give the address of the server, and the file with the API
-key. This module uses the paths of the HTTP API. This module does not depend on the modules of the server.
+This module sends requests to the HTTP API of the server. The settings give the address of the server, and the file with
+the API key. This module does not depend on the modules of the server.
 """
 
 from __future__ import annotations
@@ -220,8 +220,8 @@ def _p99(before: Mapping[str, float], after: Mapping[str, float]) -> float | Non
 
     The result is the smallest bucket bound that at least 99% of the requests do not exceed.
 
-    Only the requests between the two scrapes count. If the server received no requests between the scrapes, all
-    requests since its start count. Returns None if the server has no requests, or if the bound is infinite.
+    Only the requests between the two scrapes count. If there were none, all requests since the start of the server
+    count. Returns None if the server has received no request at all, or if the smallest such bound is infinity.
     """
     bounds = sorted(after, key=float)
     counts = [after[bound] - before.get(bound, 0) for bound in bounds]

@@ -5,8 +5,7 @@
         {"class": label, "logit": ..., "offset": ..., "contributions": {"feature": ..., ...}}, ...]}
 
 The answer of a regression has "value" instead of "class" and "logit". The contributions and the offset add up to the
-logit or the value. This module checks the sum of the numbers that it writes into each answer. This module computes no
-contribution.
+logit or the value. This module does not compute the contributions, but it checks the sum of the numbers in each answer.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _MANY_CONTRIBUTIONS = 10_000
 class ExplanationCodec:
     """Decodes the explanation requests of one model, and encodes its answers.
 
-    rows: reads the rows of a request. method: a function that returns the method of the explanations.
+    rows: reads the rows of a request. method: a function that returns how the contributions are computed.
     """
 
     def __init__(self, manifest: Manifest, rows: FriendlyCodec, method: Callable[[], Method | None]) -> None:
@@ -81,12 +80,12 @@ class ExplanationCodec:
         """Write an answer. Raises `IncompleteExplanation` if the contributions of a row do not add up to its output."""
         found = split(outputs)
         parts = np.column_stack([found.output, found.offset, found.contributions])
-        with np.errstate(invalid="ignore"):  # a number past float32 is infinite, so its gap is not a number
+        with np.errstate(invalid="ignore"):  # if a number is too large for float32, it is infinite, and the gap is NaN
             gap = np.abs(found.offset + found.contributions.sum(1) - found.output)
         complete = gap <= TOLERANCE * np.abs(parts).max(1)
         if not complete.all():
             raise IncompleteExplanation(f"the contributions of row {complete.argmin()} do not add up to the output")
-        # orjson writes the numbers of all rows, and the template of a row puts the names between them. The template is
+        # orjson writes the numbers of all rows, and a template puts the numbers of each row between the names. This is
         # several times as fast as making a Python object for each row.
         numbers = orjson.dumps(np.ascontiguousarray(outputs[:, 1:]), option=orjson.OPT_SERIALIZE_NUMPY)
         template = self._template
@@ -102,7 +101,7 @@ class ExplanationCodec:
 def _row_template(names: Sequence[str], *, has_classes: bool) -> bytes:
     """Return a bytes template for the JSON of one row, with a %b in place of each number.
 
-    If the model has classes, the start `{"class":...,` is left out.
+    If the model has classes, the template does not contain the beginning `{"class":...,`.
     """
     start = b'"logit":%b' if has_classes else b'{"value":%b'
     contributions = b",".join([orjson.dumps(name).replace(b"%", b"%%") + b":%b" for name in names])

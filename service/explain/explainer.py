@@ -1,9 +1,9 @@
 """Explains the outputs of one model: each output is the sum of an offset and the contributions of the features.
 
-A network of piecewise-linear activations, such as ReLU, is affine around a row. The output is the offset, plus the sum
-of slope * (column - reference) over all columns. For a piecewise-linear network, the contributions are exact. The
-offset is the value of this affine map at the reference. The reference is the mean of the training rows. The slopes come
-from one backward pass at the row.
+If all activations of a network are piecewise linear, such as ReLU, the network is an affine map near each row. Its
+output is then the offset, plus the sum of slope * (column - reference) over all columns, and the contributions are
+exact. The offset is the value of this affine map at the reference. The reference is the mean of the training rows. The
+slopes come from one backward pass at the row.
 
 For other activations, the contributions are integrated gradients on the straight line from the reference to the row
 (Sundararajan, Taly, Yan, 2017, https://arxiv.org/abs/1703.01365). The integrals come from Gauss-Legendre quadrature.
@@ -32,13 +32,14 @@ Floats = npt.NDArray[np.float64]
 Method = Literal["affine", "integrated gradients"]
 
 TOLERANCE = 1e-5
-"""The largest allowed gap of an explanation, as a share of its largest part."""
+"""The largest allowed gap of an explanation: the difference between the output and the sum of the offset and the
+contributions, divided by the largest of these numbers."""
 
-# The numbers of quadrature points, which are tried in turn. For a row, the next number is tried only if the gap of the
-# row is larger than _TARGET.
+# The numbers of quadrature points, which are tried in turn. The next number is tried only for the rows whose
+# explanation still has a gap above _TARGET.
 _POINTS = (8, 32, 128, 512)
 _TARGET = TOLERANCE / 10
-# In one evaluation, the product of the number of rows and the number of points is at most this number.
+# One evaluation of the network has at most this number of points, summed over its rows.
 _STEP = 2048
 
 
@@ -118,8 +119,8 @@ class Explainer:
     def _integrate(self, from_reference: Floats, chosen: npt.NDArray[np.intp], gap: Floats) -> Floats:
         """Return the integrated gradients, float64 [rows, columns].
 
-        gap: for each row, the output minus the offset. The integrated gradients of a row must add up to the gap of the
-        row.
+        gap: for each row, the output minus the offset. The integrated gradients of a row should add up to this
+        difference.
         """
         parts = np.zeros_like(from_reference)
         left = np.arange(len(chosen))

@@ -1,9 +1,9 @@
 """Evaluates a network in float64 and differentiates one output of each row, node by node.
 
 Each operation has a forward pass and a backward pass. The backward pass also computes the share of the constants, which
-is the part of the output that comes from constants. A network with only piecewise-linear activations is affine around a
-row. For a network with only piecewise-linear activations, the output is the sum of slope times input over all inputs,
-plus the share of the constants. This module does not depend on the preprocessing.
+is the part of the output that comes from constants. If all activations of a network are piecewise linear, the network
+is an affine map near each row. Its output is then the sum of slope * input over all inputs, plus the share of the
+constants. This module does not depend on the preprocessing.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ class Network:
 
 
 def _operation(node: Node, constants: Mapping[str, Constant]) -> _Operation:
-    """Return the operation of a node. Raises `NotExplainable`."""
+    """Return the operation that computes a node. Raises `NotExplainable`."""
     create = _CREATORS.get(node.operator)
     if create is None:
         raise node.refuse()

@@ -1,8 +1,8 @@
 """Runs the nodes that come before the network.
 
 The preprocessing turns raw rows into encoded columns, in float32 as in ONNX Runtime.
-Each encoded column depends on a single feature. This module finds the feature of each encoded column. This module does
-not depend on the network.
+Each encoded column depends on a single feature, and this module finds that feature. This module does not depend on the
+network.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Preprocessing:
         self._output = graph.network[0].inputs[0]
         self._steps = [(_function(node), node) for node in graph.preprocessing]
         sources: dict[str, Array] = {graph.input: np.arange(features)}
-        # A run of two rows shows how many columns each tensor has.
+        # Two rows are run only to find out how many columns each tensor has.
         values = self._run(np.zeros((2, features), np.float32))
         for node in graph.preprocessing:
             sources[node.outputs[0]] = _sources(node, graph, sources, values[node.outputs[0]].shape[1])
@@ -83,7 +83,7 @@ def _function(node: Node) -> Callable[..., Array]:
 
 
 def _sources(node: Node, graph: Graph, sources: dict[str, Array], width: int) -> Array:
-    """Return the index of the feature that each output column of a node depends on."""
+    """For each output column of a node, return the index of the feature on which the column depends."""
     parts: Sequence[Array] = [sources[name] for name in node.inputs if name in sources]
     if not parts:
         raise node.refuse("it reads no feature")

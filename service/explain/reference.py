@@ -38,7 +38,9 @@ def mean_columns(preprocessing: Preprocessing, features: Sequence[Feature]) -> F
 
 
 def _points(feature: Feature) -> tuple[Floats, Floats]:
-    """Return values of a feature, and the share of the training rows near each value. The shares add up to 1."""
+    """Return some values of a feature, and for each value the share of the training rows that are near it. The shares
+    add up to 1.
+    """
     edges, counts = np.array(feature.histogram.edges), np.array(feature.histogram.counts, np.float64)
     values = (edges[:-1] + edges[1:]) / 2
     if feature.kind != "numeric":  # the values of any other kind are whole numbers

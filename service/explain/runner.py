@@ -25,7 +25,7 @@ _HEAD = 3  # the number of columns before the contributions
 
 
 def join(rows: Rows, wanted: int) -> Rows:
-    """Append the wanted class to float32 [rows, features] as one more column."""
+    """Append a column to the rows, float32 [rows, features], that contains the index of the wanted class."""
     return np.column_stack([rows, np.full(len(rows), wanted, np.float32)])
 
 

@@ -102,7 +102,7 @@ class LocalControl:
             await asyncio.shield(asyncio.wrap_future(self._coordinator.submit(command)))
 
     def answer_with(self, answer: Callable[[str], str]) -> None:
-        """Use `answer` to answer the questions of this process."""
+        """Let the function `answer` answer the questions to this process."""
         self._answer = answer
 
     async def ask(self, question: str) -> Sequence[str]:

@@ -34,7 +34,8 @@ log = logging.getLogger("foldserve")
 
 # The largest number of models that the error message of a failed start names.
 _MOST_REASONS = 3
-# The largest number of rounds in one change. After a refusal, the policy may ask for an older version in a new round.
+# The largest number of rounds in one change. If a version is refused, the policy may ask for an older version, which is
+# tried in the next round.
 _MOST_ROUNDS = 100
 
 
@@ -176,7 +177,7 @@ class Coordinator:
         self._unused = set(unused)
 
     def _execute(self, command: Command, done: Future[None]) -> None:
-        """Execute a command. When `done` has the outcome, the next command for this model is accepted."""
+        """Execute a command. As soon as the outcome is in `done`, the next command for this model is accepted."""
         failure: BaseException | None = None
         try:
             self._obey(command)

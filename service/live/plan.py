@@ -48,7 +48,7 @@ class Attempt(Message):
 
 
 class Changes(Message):
-    """The differences between the answers of two versions to some rows.
+    """How the answers of a new version differ from the answers of an old version, for the same rows.
 
     not_finite: the number of rows for which the new version has an output that is not finite. If `not_finite` is above
     0, the other counts are missing. by_class: for each label of the old version, the number of rows with this label,

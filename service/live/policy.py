@@ -52,11 +52,11 @@ class SwapPolicy(BaseModel):
     policy: `always` needs only the checks that every load runs. `golden` also needs the same interface as the active
     version. The new version must also have finite outputs for the golden rows of the active version. `shadow` also
     compares the outputs for the last live rows.
-    max_changed: the largest share of rows whose label changes. max_changed_in_class: the largest share of changed rows
-    among all rows that have one label from the old version. max_change: the largest change of a probability; None for
-    no limit. In a regression, max_change is the largest change of a value, divided by the spread of the old values.
-    max_latency_ratio: the largest allowed run time of the new version, divided by the run time of the old version; None
-    for no limit.
+    max_changed: the largest allowed share of rows whose label changes. max_changed_in_class: for each label of the old
+    version, the largest allowed share of its rows whose label changes. max_change: the largest allowed change of a
+    probability; None for no limit. In a regression, max_change is the largest change of a value, divided by the spread
+    of the old values. max_latency_ratio: the largest allowed run time of the new version, divided by the run time of
+    the old version; None for no limit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -127,8 +127,8 @@ class _File(BaseModel):
 class Policies:
     """The policies of all models. The file is read again after it has changed.
 
-    swap: the swap policy for models that have no swap policy in the file. Raises `SettingsError` if the file is not
-    valid.
+    swap: the swap policy of each model for which the file gives no swap policy. Raises `SettingsError` if the file is
+    not valid.
     """
 
     def __init__(self, file: Path | None, swap: SwapName) -> None:

@@ -1,6 +1,5 @@
-"""The state of one model in the coordinator: its files, the results of its attempts, and the operator's decision.
-
-The record decides which versions to try, and which version answers requests. This module does not depend on files or
+"""The record of one model in the coordinator: its files, the results of its attempts, and the operator's decision. The
+record decides which versions to try, and which version answers requests. This module does not depend on files or
 processes.
 """
 
@@ -103,7 +102,7 @@ class ModelRecord:
     def look(self, found: Found, now: float, *, first: bool = False) -> None:
         """Record the state of the files. first: whether the server is starting.
 
-        When the server starts, all files count as complete.
+        When the server starts, it treats all files as complete.
         """
         if found.reason is not None:
             if found.reason != self._unreadable:
@@ -238,9 +237,8 @@ class ModelRecord:
         return answered[-1] if answered else max(present)
 
     def shortfall(self, command: Command) -> str | None:
-        """Check that a command has led to the state that it asks for.
-
-        If the command has led to another state, undo the command and return the reason. Otherwise return None.
+        """Check whether a command has led to the state that it asks for. If it has not, undo the command and return the
+        reason. Otherwise return None.
         """
         reason = None
         decision = self._wishes.decision

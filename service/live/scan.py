@@ -1,6 +1,6 @@
 """Lists the versions in the folder of the models. Each version has a stamp, which changes when its files change.
 
-This module uses the names and the status of the files. This module does not read the contents of the files.
+This module reads the names and the status of the files, but not their contents.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def layout_of(settings: Settings) -> Layout:
 
 @contextmanager
 def _readable(folder: Path) -> Iterator[None]:
-    """Turn errors of the folder into a `StartError`."""
+    """If the folder is missing or can't be read, raise a `StartError` instead of the original error."""
     try:
         if not folder.is_dir():
             raise StartError(f"no models to serve: {folder} is not a directory")
@@ -151,8 +151,8 @@ def _scan_model(folder: Path) -> Found:
 def _stamp(folder: Path) -> str:
     """Return a text that changes with the files of a bundle.
 
-    Kubernetes mounts each file as a link and changes the target of the link. So the stamp has the status of the file
-    that the link points to.
+    Kubernetes mounts each file as a link and changes the target of the link. So the stamp is made from the target's
+    status, not from the link's.
     """
     stamps = []
     for name in _FILES:

@@ -1,7 +1,7 @@
 """Decides whether the answers of a new version are near enough to the answers of the active version.
 
-Each process compares its own live rows. This module adds the counts of all processes, and decides about all rows
-together. This module compares counts with limits. This module does not depend on models.
+Each process compares its own live rows. This module adds up the counts of all processes, and compares the sums with the
+limits. This module does not depend on models.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _measures(parts: Sequence[Changes]) -> dict[str, Any]:
     """Return the measures of all rows together, by name."""
     measures: dict[str, Any] = {"rows": sum(part.rows for part in parts)}
     timed = [part.seconds for part in parts if part.seconds is not None]
-    if timed:  # other programs have disturbed the fastest run least
+    if timed:  # the fastest run is the one that other programs disturbed least
         measures["seconds"] = min(seconds for seconds, _ in timed)
         measures["seconds_before"] = min(seconds for _, seconds in timed)
     if not_finite := sum(part.not_finite for part in parts):

@@ -1,9 +1,9 @@
 """Finds the processors and the memory that this process may use, from its control groups and the scheduler.
 
-This module reads files of the kernel under /proc and /sys. This module does not depend on models, thread pools or CUDA.
-A file sets no limit if it can't be read or has no valid number. The limits of both versions of control groups apply,
-even if a machine uses both. The kernel's documentation describes the files of control groups:
-admin-guide/cgroup-v2.rst, admin-guide/cgroup-v1/memory.rst and scheduler/sched-bwc.rst.
+This module reads the kernel's files under /proc and /sys. It does not depend on models, thread pools or CUDA. A file
+sets no limit if it can't be read or has no valid number. The limits of both versions of control groups apply, even if a
+machine uses both. The kernel's documentation describes the files of control groups: admin-guide/cgroup-v2.rst,
+admin-guide/cgroup-v1/memory.rst and scheduler/sched-bwc.rst.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def processors(root: Path = Path("/")) -> float:
 
 
 def threads(root: Path = Path("/")) -> int:
-    """Count the threads that can compute at the same time: `processors`, rounded down, and at least 1."""
+    """Count the threads that can compute at the same time: the result of `processors` rounded down, but at least 1."""
     return max(1, int(processors(root)))
 
 

@@ -52,7 +52,8 @@ class Driver:
 class Gpu:
     """One visible GPU.
 
-    The numbers of memory are in bytes. `free` does not include the memory that the context of this process takes.
+    `free` and `total` are the GPU's free and total memory in bytes. `free` does not include the memory that the CUDA
+    context of this process takes.
     """
 
     name: str
@@ -62,7 +63,7 @@ class Gpu:
 
 
 def has_gpu() -> bool:
-    """Whether the kernel offers a GPU of NVIDIA, even if it can't be used. WSL has /dev/dxg."""
+    """Whether the kernel shows an NVIDIA GPU, even one that can't be used. WSL has /dev/dxg."""
     return any(Path(file).exists() for file in ("/proc/driver/nvidia/gpus", "/dev/dxg", "/dev/nvidia0"))
 
 
@@ -146,16 +147,16 @@ def _wheel_folders() -> list[Path]:
 def _load_first(candidates: list[Path]) -> ctypes.CDLL:
     reasons = []
     for candidate in candidates:
-        # A candidate without a folder is passed to the loader without a check. The loader searches for the candidate's
-        # name in LD_LIBRARY_PATH, in the loader's cache, and in the system's folders.
+        # A candidate that is only a file name can't be checked here: the loader searches for this name in
+        # LD_LIBRARY_PATH, in its cache, and in the system's folders.
         if candidate.is_absolute() and not candidate.is_file():
             continue
         try:
             return ctypes.CDLL(str(candidate))
         except OSError as error:
             reasons.append(str(error))
-    # The reason of the first candidate helps most, because it may say why an existing file does not load. The reason of
-    # the last candidate may only say that a search found no file.
+    # Report the error of the first candidate, because it may say why an existing file does not load. The error of the
+    # last candidate may only say that the loader found no such file.
     raise DeviceError(reasons[0])
 
 

@@ -1,4 +1,4 @@
-"""Finds the name of the processor's model. This module does not count processors."""
+"""Finds the name of the processor's model. `cgroup.py` counts the processors."""
 
 from __future__ import annotations
 

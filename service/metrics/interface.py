@@ -40,9 +40,9 @@ Counts = Mapping[tuple[Unusual, str], int]
 MAX_DEFERRED_VALUES = 256
 
 
-# The outcomes of an entry of a feedback request. "counted": the labels of the entry count. "unknown": the server does
-# not remember the request of the entry. "mismatched": the labels do not fit the request of the entry. "repeated": a row
-# had a label already.
+# The outcomes of an entry of a feedback request. "counted": the labels of the entry were counted. "unknown": the server
+# does not remember the request of the entry. "mismatched": the labels do not fit the request of the entry. "repeated":
+# a row had a label already.
 FeedbackOutcome = Literal["counted", "unknown", "mismatched", "repeated"]
 
 
@@ -60,7 +60,7 @@ class Figure:
 class RequestMetrics:
     """Counts the requests of one endpoint.
 
-    in_flight: the number of requests that have no response yet. The endpoint changes in_flight.
+    in_flight: the number of requests that have no response yet. The endpoint itself updates this number.
     """
 
     in_flight = 0

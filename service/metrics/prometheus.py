@@ -1,7 +1,7 @@
 """Defines every Prometheus metric: name, help, labels and buckets. A test compares docs/metrics.md with this file.
 
-Counting must cost little compared with serving. So the code for a request only appends values to lists. The values are
-added to prometheus_client's metrics at a scrape, once a second, or when a list grows long. With several workers,
+Counting must cost little compared with serving. So a request only appends its values to lists. The values are later
+added to prometheus_client's metrics: at a scrape, once a second, or when a list grows long. With several workers,
 prometheus_client's multiprocess mode adds up the processes. Each worker must have PROMETHEUS_MULTIPROC_DIR in its
 environment before it imports this module. This module does not depend on the modules that call it to count. This module
 has more than 350 lines, because every metric is defined here.
@@ -49,8 +49,8 @@ from foldserve.service.metrics.interface import (
 from foldserve.service.metrics.quality import QualityCollector
 from foldserve.service.metrics.workers import WorkersCollector
 
-# Without this call, prometheus_client adds a second series to each series: the time of its creation. In multiprocess
-# mode, prometheus_client never adds this second series.
+# Without this call, prometheus_client also exports the time at which each series was created, as a series of its own.
+# In multiprocess mode, it never exports these times.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -65,8 +65,8 @@ _ENDPOINT = (*_MODEL, "protocol")
 # The largest number of requests or runs that a list keeps before they are added to the metrics.
 _MAX_PENDING = 4096
 # Each series is created before its first value, so that Prometheus's function rate() includes the first value. If a
-# model has more features than this number, a series begins only with its first value. Otherwise every scrape would be
-# large.
+# model has more features than this number, its series are created only with their first values, because so many empty
+# series would make every scrape large.
 _MAX_EARLY_SERIES = 1_000
 # The number of unloaded models whose series are kept.
 _MOST_UNLOADED = 16
@@ -159,7 +159,8 @@ class PrometheusMetrics(Metrics):
         self._own_figures: Callable[[], Iterable[Figure]] = tuple
         self._quality = CollectorRegistry()
         self._quality.register(QualityCollector(lambda: self._figures))
-        # A scrape reads this process, or the files of all workers.
+        # With one process, a scrape reads its metrics from memory; with several workers, it reads the files of all
+        # workers.
         self._scraped = self.registry
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             self._scraped = CollectorRegistry()
@@ -394,8 +395,8 @@ class PrometheusMetrics(Metrics):
     def text(self) -> bytes:
         """Return all metrics in Prometheus's text format, as of the last `flush`. Any thread may call this method.
 
-        `set_figures` sets the metrics of drift and quality before a call of `text`. The text of a thousand models takes
-        a second, so call this method outside the event loop.
+        `set_figures` sets the metrics of drift and quality before a call of `text`. Writing the text for a thousand
+        models takes a second, so call this method outside the event loop.
         """
         text: bytes = generate_latest(self._scraped)
         quality: bytes = generate_latest(self._quality)

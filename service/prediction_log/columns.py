@@ -1,6 +1,6 @@
 """The columns of the prediction log of one model: a request's data, the features, and the answers.
 
-This module does not use files.
+This module does not depend on files.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The files of the prediction log, as <folder>/<model>/<version>/<time>-<process>.parquet.
 
 A file is written under a temporary name, then renamed. Several processes may write to one folder. This module writes
-Arrow tables. This module does not depend on models or requests.
+any Arrow table, and does not depend on models or requests.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ from foldserve.service.prediction_log.folder import LogFolder
 
 log = logging.getLogger("foldserve")
 
-# Samples wait in the queue, and after that for the next file of their version. This number is the maximum size in bytes
-# of all waiting samples together.
+# The largest total size, in bytes, of all samples that are not written yet. They wait first in the queue, and then for
+# the next file of their version.
 _MAX_WAITING = 64 * 2**20
 # A file is written when the samples of one version have this number of bytes.
 _FULL_FILE = 16 * 2**20
@@ -84,8 +84,8 @@ class _Waiting:
 class PredictionLog:
     """The prediction log of one process.
 
-    interval, in `limits`: the longest time between a prediction and its file, in seconds. If the server is killed, the
-    samples of the last `interval` seconds are lost. excluded: the names of columns that are left out.
+    `limits.interval`: a prediction is written to its file after at most this number of seconds. If the server is
+    killed, the samples of the last `interval` seconds are lost. excluded: the names of columns that are left out.
     """
 
     def __init__(self, path: Path, limits: Limits, excluded: Collection[str], models: Path, metrics: Metrics) -> None:

@@ -1,4 +1,4 @@
-"""Counts the values of rows in the bins of the training histograms. This module uses features and arrays.
+"""Counts the values of rows in the bins of the training histograms.
 
 This module does not depend on the time. Each feature has these bins, in this order: values below the first edge, the
 bins of the training histogram, values above the last edge, and missing values. For a categorical feature, the bin above
@@ -21,9 +21,9 @@ Numbers = npt.NDArray[np.float64]
 class FeatureBins:
     """The bins of all features of one model.
 
-    size: the total number of bins, over all features. slices: the bins of each feature, as slices of an array [size].
-    training: float64 [size], the number of training rows in each bin. If the training histogram of a feature counts no
-    rows, all bins of this feature have 0 training rows.
+    size: the total number of bins, over all features. slices: for each feature, the slice of an array [size] that
+    contains the feature's bins. training: float64 [size], the number of training rows in each bin. If the training
+    histogram of a feature counts no rows, all bins of this feature have 0 training rows.
     """
 
     def __init__(self, features: Sequence[Feature]) -> None:

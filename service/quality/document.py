@@ -1,6 +1,7 @@
 """Makes the answer of /v1/models/{model}/drift: the sums of all processes, compared with the manifest.
 
-The classes in this module also describe this answer in OpenAPI. This module does not depend on routes or HTML.
+The OpenAPI description of this answer is made from the classes in this module. This module does not depend on routes or
+HTML.
 """
 
 from __future__ import annotations

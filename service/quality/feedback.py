@@ -78,10 +78,7 @@ class LabelReader:
 
     @cached_property
     def _places(self) -> dict[tuple[bool, Label], int]:
-        """The index of each label. In Python, True equals 1.
-
-        So each key of this dict also says whether the label is a boolean.
-        """
+        """The index of each label. In Python, True equals 1, so each key also says whether the label is a boolean."""
         return {(type(label) is bool, label): place for place, label in enumerate(self.labels)}
 
     def read(self, value: Any) -> float | None:

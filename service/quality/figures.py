@@ -9,8 +9,8 @@ from foldserve.service.bundle.decision import label_names
 from foldserve.service.metrics import Figure
 from foldserve.service.quality.document import Drift
 
-# If a model has more features than this number, its features have no figures of their own. A model with more labels
-# than this number has no figures for single labels.
+# A model with more features than this number has no figures for each feature, and a model with more labels than this
+# number has no figures for each label.
 _MOST_SERIES = 100
 
 

@@ -51,8 +51,8 @@ class Snapshot(BaseModel):
 class Monitor:
     """Counts the live rows, the predictions and the labels of one model.
 
-    The sums are one array: the numbers of `Sum`, the bins of the features, and the predicted classes. predictions: the
-    remembered predictions; None if the server remembers no predictions.
+    The sums are one array: first the numbers of `Sum`, then the counts in the bins of the features, and then the counts
+    of the predicted classes. predictions: the remembered predictions; None if the server remembers no predictions.
     """
 
     def __init__(self, manifest: Manifest, options: Options) -> None:
@@ -108,11 +108,11 @@ class Monitor:
         return total, max((snapshot.seconds for snapshot in snapshots), default=0.0)
 
     def features_of(self, sums: Numbers) -> Numbers:
-        """Return the part of `sums` with the counts in the bins of all features."""
+        """Return the part of `sums` that counts the rows in the bins of all features."""
         return sums[self._of_features]
 
     def classes_of(self, sums: Numbers) -> Numbers:
-        """Return the part of `sums` with the counts of the predicted classes."""
+        """Return the part of `sums` that counts the predicted classes."""
         return sums[self._of_features.stop :]
 
     def _count(self, rows: Rows, outputs: Outputs, weight: int) -> None:

@@ -1,7 +1,7 @@
 """Remembers the last predictions of one model, by the id of the request, for labels that become known later.
 
-The predictions are stored only in memory, and their number of rows has an upper limit. This module uses the ids of
-requests and their outputs. This module does not depend on labels.
+The predictions are stored only in memory, and the number of stored rows has an upper limit. This module stores the ids
+of requests and their outputs, and does not depend on labels.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class _Block:
 
     def __init__(self, first: int, ids: Sequence[bytes], outputs: Sequence[Outputs]) -> None:
         self.first = first
-        # All ids are in one bytes object. Thousands of small objects that live long would spread the allocations of
-        # each request over memory that is in no cache of the processor.
+        # All ids are in one bytes object. Thousands of small long-lived objects would fragment the memory, so that
+        # later requests would get memory that is not in the processor's caches.
         self._ids = _SEPARATOR.join(ids)
         self.indexed = False
         self._lengths = tuple(map(len, outputs))
@@ -76,8 +76,8 @@ class Predictions:
     """The predictions of the last `size` rows. Only one event loop calls the methods of `Predictions`.
 
     If two requests have the same id, only the later request is remembered. A request with more rows than `size` is not
-    remembered. If the access log or traces are on, every request has an id. So remembering a request must be cheap, and
-    only a search builds an index.
+    remembered. If the access log or traces are on, every request has an id and is remembered. So remembering must be
+    cheap, and the index is built only when a search needs it.
     """
 
     def __init__(self, size: int) -> None:
@@ -138,7 +138,7 @@ class Predictions:
         return found
 
     def _index(self) -> None:
-        """Add all blocks that were stored since the last search to the index."""
+        """Add to the index all blocks that were stored since the last search."""
         new = list(takewhile(lambda block: not block.indexed, reversed(self._blocks)))
         for block in reversed(new):
             block.indexed = True

@@ -1,8 +1,8 @@
 """Takes a sample of the rows that a model answers. Another thread counts the sample, so replies do not wait.
 
-In each run of the model, each row is copied at most once. While the server is busy, only every k-th row is taken. Each
-row in the sample then counts as k rows. So the cost of the sampling per second has an upper limit. This module does not
-count the rows itself.
+The sampler copies each row at most once. While the server is busy, it takes only every k-th row, and each taken row
+counts as k rows. So the time that sampling needs per second has an upper limit. This module does not count the rows
+itself.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from foldserve.service.arrays import Outputs, Rows
 
 log = logging.getLogger("foldserve")
 
-# On a busy server, the sampler fills about one buffer in a second. A buffer has room for this number of feature values,
-# but for at least `_MIN_ROWS` and at most `_MAX_ROWS` rows.
+# On a busy server, the sampler fills about one buffer in a second. The number of rows in a buffer is this number of
+# feature values divided by the number of features, but at least `_MIN_ROWS` and at most `_MAX_ROWS`.
 _VALUES = 2**16
 _MIN_ROWS, _MAX_ROWS = 64, 1024
 # Waiting rows are counted when this number of rows waits, or when this time has passed.
 _SOON_ROWS, _SOON_SECONDS = 512, 10.0
-# Only every k-th row is taken. If more rows arrive than in the last second, each full buffer multiplies k by this
-# factor.
+# Only every k-th row is taken. Once a second, k is computed from the rows of the last second. If a buffer is full
+# before that, k is multiplied by this factor.
 _GROWTH = 4
 
-# A function that counts rows, float32 [rows, features], and their outputs, float32 [rows, outputs]. The last argument
-# of a `Count` is the weight of each row.
+# A function that counts rows, float32 [rows, features], and their outputs, float32 [rows, outputs]. The third argument
+# is the weight of each row.
 Count = Callable[[Rows, Outputs, int], None]
 
 
@@ -99,7 +99,8 @@ class Sampler:
         self._executor.submit(int).result()  # the executor has one thread, so this call ends after all earlier calls
 
     def _hand_over(self, step: int) -> None:
-        """Let the executor count the rows in the buffer, and begin a new buffer. step: the new value of k."""
+        """Let the executor count the rows in the buffer. Begin a new buffer. step: the new value of k.
+        """
         filled = self._rows[: self._filled], self._outputs[: self._filled]
         self._executor.submit(self._count, *filled, self._step).add_done_callback(_log_error)
         self._step = step

@@ -1,9 +1,9 @@
 """Computes the population stability index (PSI) of each feature, and judges the feature by this index.
 
-This module uses counts. This module does not depend on rows. The formula is PSI = sum over the bins of (q - p) * ln(q /
-p). For each bin, p is the share of the training rows in the bin, and q is the share of the live rows in the bin. The
-PSI is the symmetric divergence of Kullback and Leibler (1951), which Jeffreys (1946) introduced. The thresholds 0.1 and
-0.25 are usual in credit scoring (Siddiqi, Credit Risk Scorecards, 2006).
+This module works only with counts, and does not depend on rows. The formula is PSI = sum over the bins of (q - p) *
+ln(q / p). For each bin, p is the share of the training rows in the bin, and q is the share of the live rows in the bin.
+The PSI is the symmetric divergence of Kullback and Leibler (1951), which Jeffreys (1946) introduced. The thresholds 0.1
+and 0.25 are usual in credit scoring (Siddiqi, Credit Risk Scorecards, 2006).
 """
 
 from __future__ import annotations
@@ -44,14 +44,13 @@ class Judgement:
 class Stability:
     """Compares the counts of live rows with the counts of training rows, for one model.
 
-    A value below the first edge counts in the first bin, and a value above the last edge counts in the last bin.
-    Missing values and unseen categories have bins of their own. A bin with no training rows and no live rows is
-    ignored.
+    A value below the first edge is counted in the first bin, and a value above the last edge in the last bin. Missing
+    values and unseen categories have bins of their own. A bin with no training rows and no live rows is ignored.
     """
 
     def __init__(self, features: Sequence[Feature], bins: FeatureBins) -> None:
         self._size = bins.size
-        self._target = np.arange(bins.size)  # for each bin, the index of the bin that gets its count
+        self._target = np.arange(bins.size)  # for each bin, the index of the bin to which its count is added
         for feature, own in zip(features, bins.slices, strict=True):
             self._target[own.start] += 1
             if feature.kind != "categorical":
@@ -76,7 +75,7 @@ class Stability:
         return [_judge(*each, rows) for each in figures]
 
     def _shares(self, counts: Numbers, used: Numbers, count: Numbers) -> Numbers:
-        """Return the share of each bin in its feature.
+        """For each bin, return its share of all counts of its feature.
 
         An unused bin has the share 1, so that its term in the sum of the PSI is 0.
         """

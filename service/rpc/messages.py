@@ -1,7 +1,7 @@
-"""Reads the message of a call, after a check of its size.
+"""Checks the size of a call's message, and then reads the message.
 
-This module reads the bytes of protobuf. This module does not depend on calls. From two bytes of a message, protobuf can
-make objects of up to a hundred bytes. protobuf also holds the interpreter lock until the whole message is read. So this
+This module parses the bytes of protobuf, and does not depend on calls. From two bytes of a message, protobuf can make
+objects of up to a hundred bytes. protobuf also holds the interpreter lock until the whole message is read. So this
 module limits the number of bytes that a message may have besides the raw bytes of its tensors.
 
 https://protobuf.dev/programming-guides/encoding

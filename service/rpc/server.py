@@ -1,6 +1,6 @@
 """The gRPC server of one process: its port, TLS, health checks and reflection, from its start to its stop.
 
-This module uses grpcio and the settings. This module does not depend on the calls that the server answers.
+This module does not depend on the calls that the server answers.
 """
 
 from __future__ import annotations

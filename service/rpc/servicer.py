@@ -1,6 +1,6 @@
 """The calls of the Open Inference Protocol.
 
-This module works with messages and the service. This module does not depend on ports or processes.
+This module passes the messages of the calls to the service, and does not depend on ports or processes.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class Servicer:
         body.add(content)  # raises MemoryFull
         del content
         record = self._begin_record(request, context, headers)
-        status = 499  # the status if the client cancels the call
+        status = 499  # this status is recorded if the client cancels the call
         try:
             reply = await endpoint.answer(inner, body, record)
             status = reply.status

@@ -1,7 +1,6 @@
-"""Translates between the messages of gRPC and the bodies of the Open Inference Protocol over HTTP.
-
-So gRPC and HTTP use the same codec, the same batcher and the same limits. Every tensor becomes binary data, as in
-`raw_input_contents`. This module works with messages and bytes. This module does not depend on models or servers.
+"""Translates gRPC messages of the Open Inference Protocol to HTTP bodies of the same protocol, and back. So gRPC and
+HTTP use the same codec, the same batcher and the same limits. Every tensor becomes binary data, as in
+`raw_input_contents`. This module does not depend on models or servers.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@ batch. This module does not depend on bundles. A CUDA graph contains the copies 
 a graph needs only one launch and one wait. A batch that is larger than every graph runs without a graph, kernel by
 kernel.
 
-ONNX Runtime could capture and replay its kernels itself. This module itself captures the kernels, for three reasons.
-ONNX Runtime keeps its graphs per thread. A replay by ONNX Runtime needs a whole call of ONNX Runtime, and ONNX
-Runtime's graphs do not contain the copies. ONNX Runtime captures in CUDA's global mode, in which no other model may
-allocate memory. docs/cuda.md has the details.
+ONNX Runtime could capture and replay its kernels itself. This module captures them instead, for three reasons. First,
+ONNX Runtime keeps separate graphs for each thread. Second, a replay by ONNX Runtime needs a whole call of ONNX Runtime,
+and its graphs do not contain the copies. Third, ONNX Runtime captures in CUDA's global mode, in which no other model
+may allocate memory. docs/cuda.md has the details.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class CudaRunner:
         self._one_run = threading.Lock()
         self._closed = False
         self.lost = False
-        # After a session is opened again, `_open` calls this function with the run function of the new session. This
-        # function raises an error unless the new session reproduces the golden outputs.
+        # When `_open` has opened a session again, it calls this function with the function that runs the new session.
+        # `check_reopened` raises an error unless the new session reproduces the golden outputs.
         self.check_reopened: Callable[[Run], object] = lambda _: None
         self._session: Any = None
         self._graphs: list[BoundBuffers] = []  # one graph for each bucket, in the order of `options.buckets`

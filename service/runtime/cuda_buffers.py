@@ -1,8 +1,7 @@
 """Buffers for batches on CUDA that are bound to a session, and the runs that use them.
 
-This module uses a session, a stream and buffers. This module does not depend on bundles, and does not handle a failed
-device. A large batch runs in pieces. While the GPU computes one piece, the host copies the next piece to page-locked
-memory, and from there to the GPU.
+This module does not depend on bundles, and does not handle a failed device. A large batch runs in pieces. While the GPU
+computes one piece, the host copies the next piece to page-locked memory, and from there to the GPU.
 """
 
 from __future__ import annotations
@@ -26,11 +25,12 @@ if TYPE_CHECKING:
 # The capture of a CUDA graph may not allocate memory. The first run allocates memory for each tensor. ONNX Runtime then
 # plans one block of memory for all tensors. The second run allocates this block of memory.
 _RUNS_BEFORE_CAPTURE = 2
-# A kernel writes outputs of at most this number of bytes directly to the host. For larger outputs, it is faster to copy
-# the outputs after the run.
+# A kernel writes outputs of at most this number of bytes directly to the host. Larger outputs are copied after the run,
+# which is then faster.
 _MOST_WRITTEN = 2**14
 _SLOTS = 2  # the GPU computes one piece while the host copies the next piece
-# A copy over the bus to the GPU is about five times as fast as a copy by one thread in memory.
+# Several threads fill the page-locked memory, because one thread copies only about a fifth as fast as the bus to the
+# GPU.
 _FILLING_THREADS = 4
 _LEAST_PER_THREAD = 2**20  # for fewer bytes, the start of a second thread takes longer than the copy
 
@@ -55,8 +55,8 @@ class BoundBuffers:
         self._bound: tuple[int, Any] | None = None  # a number of rows, and ONNX Runtime's binding for such a batch
         self._replay: Callable[[], None] | None = None
         self._options = run_options()
-        # The copy of the outputs follows on the same stream, so the run need not wait for the device. The capture of a
-        # CUDA graph may not wait for the device.
+        # A run need not wait for the device, because the copy of the outputs follows on the same stream. While a CUDA
+        # graph is captured, a run must not wait for the device.
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     def capture(self) -> None:
@@ -121,7 +121,9 @@ class BoundBuffers:
         self._stream.free(self._outputs)
 
     def _add_run(self, count: int, upload: Callable[..., None]) -> None:
-        """Add to the stream a copy to the device, a run of the first `count` rows, and a copy to the host."""
+        """Queue the work of a run on the stream: copy the first `count` rows to the device, run them, and copy the
+        outputs to the host.
+        """
         written = self._shortcuts.host_outputs and self._outputs.bytes(count) <= _MOST_WRITTEN
         if self._bound is None or self._bound[0] != count:
             binding = self._session.io_binding()

@@ -1,6 +1,6 @@
 """A CUDA stream, its graphs, and memory on the host and the device, through the C API of the CUDA runtime.
 
-This module uses addresses and bytes. This module does not depend on models.
+This module works with addresses and bytes, and does not depend on models.
 https://docs.nvidia.com/cuda/cuda-runtime-api/
 """
 
@@ -67,7 +67,7 @@ class CudaError(Exception):
 
 
 class CaptureError(Exception):
-    """The work that was recorded in a CUDA graph can't be launched more than once."""
+    """A CUDA graph was captured that can't be launched more than once."""
 
 
 @dataclass(frozen=True)

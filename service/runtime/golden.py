@@ -1,6 +1,6 @@
 """Checks the model of a bundle before the server uses the model: its graph, its interface and its golden outputs.
 
-This module uses a bundle, an open session, and a run function. This module does not depend on devices.
+This module gets an open session and the function that runs it, so it does not depend on devices.
 """
 
 from __future__ import annotations

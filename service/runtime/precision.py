@@ -1,9 +1,8 @@
 """Converts a graph to matrix products in fp16 or bf16, and widens the tolerance of the golden outputs.
 
-This module uses a parsed graph and a tolerance. This module does not use sessions. TF32 needs no conversion: it is an
-option of the CUDA provider. This module does not use the converter of ONNX Runtime, for three reasons. ONNX Runtime's
-converter does not support bf16. ONNX Runtime's converter clips weights that overflow, instead of refusing these
-weights. The graph from ONNX Runtime's converter is not sorted topologically, so `onnx.checker` refuses the graph.
+This module opens no sessions. TF32 needs no conversion, because it is an option of the CUDA provider. ONNX Runtime has
+a converter too, but this module does not use it, for three reasons. It does not support bf16. It clips weights that
+overflow, instead of refusing them. It does not sort its graph topologically, so `onnx.checker` refuses the graph.
 """
 
 from __future__ import annotations
@@ -39,8 +38,9 @@ def widen(tolerance: Tolerance, precision: Precision) -> Tolerance:
 def convert(graph: onnx.ModelProto, precision: Precision) -> bytes:
     """Serialise the model with its matrix products in `precision`. The model's inputs and outputs stay float32.
 
-    Each weight is rounded once, by round-half-to-even. Each Gemm and the elementwise operators after the Gemm are
-    converted. All other operators stay float32. Raises `BundleError` for a weight beyond fp16's largest number, 65,504.
+    Each weight is rounded once, by round-half-to-even. The conversion covers each Gemm and the elementwise operators
+    that follow it. All other operators stay float32. Raises `BundleError` for a weight beyond fp16's largest number,
+    65,504.
     """
     if precision not in _TYPES:
         return bytes(graph.SerializeToString(deterministic=True))

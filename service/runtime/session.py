@@ -74,8 +74,8 @@ def open_session(
 
     threads: the number of threads of one run on the CPU. optimise: whether ONNX Runtime optimises the graph.
     optimised_file: the file to which ONNX Runtime writes the optimised graph. log_severity: the least severity of the
-    messages that ONNX Runtime writes to standard error. By default, ONNX Runtime writes no messages, because the
-    exception has the same text.
+    messages that ONNX Runtime writes to standard error. By default, ONNX Runtime writes no messages, because its
+    exceptions contain the same texts.
     Raises `DeviceError` if ONNX Runtime or this provider is not available. Also raises any exception of ONNX Runtime.
     """
     require_provider(provider)
@@ -83,7 +83,7 @@ def open_session(
     options = ort.SessionOptions()
     options.log_severity_level = log_severity
     options.intra_op_num_threads = threads
-    # A spinning thread takes the core that the event loop needs.
+    # A thread that waits in a busy loop would take the core that the event loop needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -183,7 +183,7 @@ def require_provider(provider: str) -> None:
 def run_options() -> Any:
     """Create the options of a run. With these options, ONNX Runtime captures no CUDA graph in a run."""
     options = ort.RunOptions()
-    # A session on the CPU needs the entry `gpu_graph_id` too. Without the entry, ONNX Runtime throws and catches a C++
+    # A session on the CPU needs the entry `gpu_graph_id` too: without it, ONNX Runtime throws and catches a C++
     # exception in each run.
     options.add_run_config_entry("gpu_graph_id", "-1")
     return options

@@ -1,9 +1,8 @@
 """Changes a model so that its runs on CUDA take less time.
 
-The changed model computes the same function as the original model. This module uses a parsed graph. This module does
-not use sessions. The three shortcuts come from the documentation of CUDA and of ONNX Runtime, and from the sources of
-ONNX Runtime. The shortcuts were never measured on a GPU. So `load` checks the golden rows with all shortcuts, and turns
-all of them off if a check fails.
+The changed model computes the same function as the original model. This module opens no sessions. The three shortcuts
+follow from the documentation of CUDA and ONNX Runtime, and from the source code of ONNX Runtime. They were never
+measured on a GPU. So `load` checks the golden rows with all shortcuts on, and turns all of them off if the check fails.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from foldserve.service.runtime.session import Options
 # The kernels of these operators write each output once, and never read the output. A Gemm may read its output to add to
 # it, so the output of a Gemm must be in the memory of the device.
 _WRITE_ONLY = {"Softmax", "Sigmoid"}
-# Biases become rows of the weights only in a model of at most this number of bytes. In a larger model, the added column
-# takes more time than the kernel that adds a bias. For example, cuBLAS needs one more tile for 1,025 columns than for
-# 1,024.
+# The biases are moved into the weights only if the model has at most this number of bytes. In a larger model, the added
+# column takes more time than the kernel that adds a bias. For example, cuBLAS needs one more tile for 1,025 columns
+# than for 1,024.
 _SMALL = 2**20
 _PIECE = 2**23  # bytes of a piece: large enough to keep a GPU busy, small enough to hide the first copy
 # Columns are added until the number of columns is a multiple of this number. So each row of float32 begins at a
@@ -99,7 +98,10 @@ class _Biases:
         return bool(self._wider)
 
     def _widen(self, node: onnx.NodeProto) -> None:
-        """Widen the weights of a Gemm for a column of ones in its input, and in its output if another Gemm follows."""
+        """Widen the weights of a Gemm for the columns that were added to its input.
+
+        If another Gemm follows, also add such columns to the output.
+        """
         weights, bias = (numpy_helper.to_array(self._constants[name]) for name in node.input[1:3])
         taken, given = self._wider.get(node.input[0], 0), 0
         if self._gemm_follows(node.output[0]):

@@ -31,12 +31,12 @@ def read(path: Path) -> Source:
     return Source(path.name, names, len(table), typed=True, take=table.column)
 
 
-# The lines of one batch of a stream.
+# The number of lines in each batch of a stream.
 _BATCH_LINES = 2048
 
 
 def stream(path: Path) -> Stream:
-    """Open the file as a stream of its parsed lines. A line that is not JSON is None. Empty lines are left out."""
+    """Open the file as a stream of its parsed lines. A line that is not JSON becomes None. Empty lines are left out."""
 
     def open_batches(_: Sequence[str], __: Sequence[int] | None) -> Iterator[tuple[Batch, float]]:
         size = max(1, path.stat().st_size)

@@ -28,7 +28,7 @@ def read(path: Path) -> Source:
     return Source(path.name, names, file.metadata.num_rows, typed=True, take=take, notes=notes)
 
 
-# The rows of one batch of a stream.
+# The number of rows in each batch of a stream.
 _BATCH_ROWS = 1 << 16
 
 

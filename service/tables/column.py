@@ -24,7 +24,7 @@ Mask = npt.NDArray[np.bool_]
 Problem = tuple[Mask, str]
 """A bool array [rows] that is True for the refused rows, and the reason, which follows the name of the column."""
 
-# The texts that count as booleans in a file without types, such as a CSV file. The texts are used if the column had no
+# The texts that mean true or false in a file without types, such as a CSV file. They apply only to a column that had no
 # texts in the training table.
 _UNTYPED = Reading(true=TRUE, false=FALSE)
 _MICROSECONDS = {"day": 86_400_000_000, "hour": 3_600_000_000}
@@ -82,7 +82,7 @@ class FeatureColumn:
             )
 
     def read(self, cells: pa.ChunkedArray) -> tuple[Values, list[Problem]]:
-        """Return the cells as numbers, [rows], and the refused rows. A missing value is NaN.
+        """Return the number of each cell, [rows], and the refused rows. A missing value is NaN.
 
         The Arrow type must have passed `check_type`.
         """

@@ -13,8 +13,8 @@ import pyarrow as pa
 from foldserve.service.arrays import Rows
 from foldserve.service.bundle import Category, Feature, Reading
 
-# The text in place of a category that training has not seen. A row has only the code for unseen categories, not the
-# text of the category.
+# The text that replaces a category that training has not seen. A row contains only the code for unseen categories, not
+# the text of the category.
 UNSEEN = "(unseen)"
 _MICROSECONDS = {"day": 86_400_000_000, "hour": 3_600_000_000}
 

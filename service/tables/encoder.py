@@ -39,8 +39,8 @@ class Encoded:
 class TableEncoder:
     """Encodes tables for one model. Columns are found by name, and further columns are ignored.
 
-    A feature that had only one value in training may be left out. The encoder then uses the value from training. typed:
-    whether the source states the types of its cells. A CSV file does not state types: all its cells are texts.
+    A table may lack a feature that had only one value in training; the encoder then uses this value. typed: whether the
+    source states the types of its cells. A CSV file does not state types: all its cells are texts.
     """
 
     def __init__(self, features: Sequence[Feature], *, typed: bool) -> None:
@@ -76,7 +76,10 @@ class TableEncoder:
         return self._by_columns(table) if numbers is None else Encoded(numbers)
 
     def _numbers(self, batch: pa.RecordBatch) -> Rows | None:
-        """Encode a batch of numbers in one step. Returns None if a column has another type, or if a row is refused."""
+        """Encode a batch of numbers in one step.
+
+        Returns None if a column is missing or not numeric, or if a row is refused.
+        """
         fields = [batch.schema.get_field_index(name) for name in self.names]
         if min(fields) < 0 or not all(_is_number(batch.schema.field(place).type) for place in fields):
             return None
@@ -107,7 +110,7 @@ class TableEncoder:
         return Encoded(rows, self._check(rows, refused))
 
     def _check(self, rows: Rows, refused: dict[int, str]) -> dict[int, str]:
-        """Refuse a row with an infinity, and a row with a NaN in a column that must not have missing values."""
+        """Refuse each row that has an infinity, or a NaN in a column that must not have missing values."""
         if np.isfinite(rows).all():
             return refused
         for place, name in enumerate(self.names):

@@ -26,9 +26,10 @@ class Result:
 class Check:
     """One check.
 
-    examine: a function that performs the check. If there is no problem, the function returns the text for `found`, or a
-    complete result. Raises `ProblemError` or any other exception if something is wrong. remedy: the default remedy, for
-    a problem without its own remedy. cuda: whether only machines that serve on CUDA need the check.
+    examine: a function that performs the check. If there is no problem, the function returns either a complete
+    `Result`, or only the text for `Result.found`. If something is wrong, it raises `ProblemError` or any other
+    exception. remedy: the remedy for each problem that does not bring its own remedy. cuda: whether only machines that
+    serve on CUDA need the check.
     """
 
     name: str

@@ -14,8 +14,8 @@ _GIB = 2**30
 # Less free GPU memory than this number of bytes gives a note. CUDA's context, cuBLAS's workspace and a model need about
 # this much memory.
 _LITTLE_GPU_MEMORY = 2**30
-# The compute capabilities for which a release of onnxruntime-gpu has code. The list was read from the library of the
-# release's CUDA provider. The library has no PTX code. The driver could translate PTX code for other GPUs.
+# The compute capabilities for which each release of onnxruntime-gpu contains code. We read them from the library of the
+# CUDA provider. The driver can't translate this code for other GPUs, because the library contains no PTX code.
 _BUILT_FOR: dict[str, tuple[nvidia.Version, ...]] = {
     "1.31": ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0)),
 }
@@ -89,8 +89,8 @@ def _built_for() -> tuple[str, tuple[nvidia.Version, ...]]:
 def _runs(capability: nvidia.Version, code: nvidia.Version) -> bool:
     """Return whether a GPU can run code that is built for a compute capability.
 
-    The major number of the code must be equal to that of the GPU. The minor number of the code must not be larger than
-    that of the GPU.
+    The code and the GPU must have the same major number, and the minor number of the code must not be above that of the
+    GPU.
 
     https://docs.nvidia.com/cuda/cuda-c-programming-guide/#binary-compatibility
     """

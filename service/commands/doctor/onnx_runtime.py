@@ -39,7 +39,7 @@ def check_build(wheels: list[str]) -> str:
     """
     import onnxruntime as ort
 
-    # The two names differ if the other wheel was installed over this wheel, and the other wheel was then uninstalled.
+    # The two names differ after these steps: the other wheel was installed over this wheel, and was then uninstalled.
     if len(wheels) == 1 and wheels != [ort.package_name]:
         raise ProblemError(f"{wheels[0]} is installed, but the module comes from {ort.package_name}")
     built = f"built for CUDA {ort.cuda_version}" if ort.cuda_version else "built without CUDA"
@@ -127,8 +127,8 @@ def _captured_stderr() -> Iterator[Callable[[], str]]:
 def _logged_reason(raised: str, logged: str) -> str | None:
     """Return the reason why an execution provider did not load, or the error code of CUDA.
 
-    ONNX Runtime writes the reason only to its log. The text of the exception only says that a fallback to the CPU is
-    disabled.
+    ONNX Runtime writes the reason only to its log. The exception does not give this reason: it only says that a
+    fallback to the CPU is disabled.
     """
     found = re.search(r"with error: (.+)", logged) or re.search(r"(CU\w+ failure \d+: .+?)(?: ; |$)", raised, re.M)
     return found[1].strip() if found else None

@@ -21,7 +21,7 @@ from foldserve.service.errors import TableError
 from foldserve.service.sources import Batch, ReadOptions, Stream
 from foldserve.service.text import join_some
 
-# A piece ends as soon as its row groups have this many rows.
+# Row groups are added to a piece until the piece has at least this number of rows.
 _PIECE_ROWS = 1 << 20
 # A chunk has at most 8,192 rows and about 2**20 values. The rows of a chunk then fit into the CPU's cache.
 _CHUNK_ROWS, _CHUNK_VALUES = 8_192, 1 << 20

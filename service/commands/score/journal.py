@@ -5,8 +5,9 @@
                   /part-000000.arrow, refused-000000.arrow
                   /output, refused  the new output files, until they are complete and renamed
 
-A part has the answers of consecutive chunks. The line of a part is written after the files of the part. So a part
-without a line is incomplete, and is written again. The module does not depend on the format of the output.
+A part has the answers of consecutive chunks. The journal gets the line of a part only after the files of this part are
+written. So a part without a line is incomplete, and is written again. The module does not depend on the format of the
+output.
 """
 
 from __future__ import annotations

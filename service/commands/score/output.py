@@ -48,7 +48,7 @@ def choose(output: str, kind: Format | None, refused: Path | None) -> Output:
 
 
 def check(output: Output, inputs: Sequence[str], *, force: bool) -> None:
-    """Raise `ScoreError` if a file of the output can't be written, or is also an input. force: whether existing files
+    """Raise `ScoreError` if an output file can't be written, or is also an input file. force: whether existing files
     may be replaced.
     """
     for path in filter(None, (output.path, output.refused)):

@@ -25,7 +25,7 @@ class Counted:
     """The counts of one scoring run. rows: the input rows. unusual: the values that training has not seen, by kind and
     feature.
 
-    first: the place and the reason of the first refused row.
+    first: the first refused row as text: its number, its file, and the reason.
     """
 
     rows: int = 0
@@ -42,7 +42,7 @@ class Counted:
             self.note_first(scored.refused)
 
     def note_first(self, refused: pa.RecordBatch) -> None:
-        """Keep the first row of `refused`, unless an earlier refused row was kept."""
+        """If no refused row was kept before, keep the first row of `refused`."""
         if self.first is None:
             file, row, reason = (refused.column(place)[0].as_py() for place in range(3))
             self.first = f"row {row} of {file}: {reason}"

@@ -1,4 +1,4 @@
-"""Writers of answers: CSV, Parquet, Arrow and JSON lines. A writer uses a binary stream, and does not depend on a path.
+"""Writers of answers: CSV, Parquet, Arrow and JSON lines. A writer needs only a binary stream, not a path.
 
 The bytes depend only on the answers. The division of the answers into batches does not change the bytes.
 """

@@ -16,11 +16,12 @@ from foldserve.service.commands.tune.workload import MAX_BATCH
 from foldserve.service.figures import count_of, format_duration
 from foldserve.service.runtime.session import Device
 
-# A CUDA graph needs GPU memory. So a graph is chosen only if the graph saves at least this share of the time. The time
-# of a graph is compared with the time of the next larger graph and with the time of a plain run.
+# A CUDA graph needs GPU memory. So `tune` chooses a graph only if it is faster, by at least this share of the time,
+# than both the next larger graph and a plain run.
 _GRAPH_SAVING = 0.05
-# The number of threads is doubled only if the runs of all batch sizes together get faster by this factor. For
-# comparison, two processes on two cores do twice the work of one process.
+# The number of threads is doubled only if this makes the runs faster by this factor, on average over the batch sizes.
+# If the factor is lower, additional processes use the cores better: two processes on two cores do twice the work of one
+# process.
 _THREADS_GAIN = 1.5
 # Each process needs memory for a copy of the model. So more processes are chosen only if their rows per second grow by
 # at least this factor.
@@ -58,8 +59,8 @@ def choose(latencies: Latencies, throughput: Throughput, device: Device) -> tupl
 def _choose_threads(cpu: Mapping[int, Curve]) -> tuple[int, str]:
     """Choose the number of threads.
 
-    Try larger numbers of threads in turn. Stop at the first number that does not save enough time at the batch sizes of
-    a server.
+    Try larger numbers of threads in turn. Stop at the first number that does not save enough time, on average over the
+    batch sizes that a server runs.
     """
     counts = sorted(cpu)
     chosen, why = counts[0], "this process may use one processor"

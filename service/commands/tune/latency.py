@@ -1,7 +1,7 @@
 """Measures the seconds of one run, by batch size: on the CPU by number of threads, and on CUDA.
 
-This module runs bundles, and chooses no settings. The variants take turns in each round, so that a disturbance from
-outside affects all variants alike. The result is a median over the rounds.
+This module runs bundles, and chooses no settings. Each round runs every variant in turn, so that other programs slow
+down all variants alike. The result is the median over the rounds.
 """
 
 from __future__ import annotations

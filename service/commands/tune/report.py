@@ -48,7 +48,9 @@ class Tuning:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """One line for each limit of the measurements: an omitted measurement and its reason, or a busy machine."""
+        """What limits the measurements: one line for each omitted measurement, with the reason, and one line if the
+        machine was busy.
+        """
         skipped = self.latencies.skipped + self.throughput.skipped
         return (*(f"not measured: {text}" for text in skipped), *([self.busy] if self.busy else []))
 
@@ -76,7 +78,7 @@ def toml(tuning: Tuning) -> str:
         f"# {tuning.versions}",
         *(f"# {note}" for note in tuning.notes),
     )
-    # For a list of numbers or a plain word, JSON and TOML have the same text.
+    # JSON and TOML write a list of numbers, or a plain word in quotes, in the same way.
     lines = (f"\n# {choice.why}\n{choice.setting} = {json.dumps(choice.value)}" for choice in tuning.choices)
     return "\n".join([*map(_printable, head), *lines, ""])
 

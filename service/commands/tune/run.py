@@ -80,7 +80,7 @@ def tune(
 
 
 def _measure_processes(bundle: Bundle, latencies: Latencies, device: Device, seconds: float, load: Load) -> Throughput:
-    """Measure several processes with the settings chosen from the latencies.
+    """Choose settings from the latencies, and measure the throughput of several processes with these settings.
 
     The threads of all processes together use all cores.
     """

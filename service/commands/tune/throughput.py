@@ -96,10 +96,9 @@ def _processes(count: int, task: tuple[Path, Options, Load]) -> Iterator[list[Co
 
 
 def _serve_requests(folder: Path, options: Options, load: Load, connection: Connection) -> None:
-    """Run the model in a child process.
-
-    Send None when the model is open, or the reason why it can't be opened. Then repeat these steps: receive a number of
-    seconds, run the model for that time, and send the rows per second.
+    """Run the model on request; this function is the main function of a child process. First send None when the model
+    is open, or the reason why it can't be opened. Then repeat these steps: receive a number of seconds, run the model
+    for that time, and send the measured rows per second.
     """
     try:
         bundle = read(folder)
