@@ -5,8 +5,8 @@ This package never imports torch.
 
 import sys
 
-# In the repository, this folder can also be imported as `service`, but then every module would exist twice, so this
-# import is refused. `python -m service` is allowed, because it runs `foldserve`. Python sets sys.argv[0] to "-m" while
-# Python looks for the module to run.
+# In the repository, Python could also import this folder as `service`. This import is refused, because every module
+# would then exist twice. `python -m service` is allowed, because it runs `foldserve`. Python sets sys.argv[0] to "-m"
+# while Python looks for the module to run.
 if __name__ != "foldserve.service" and sys.argv[:1] != ["-m"]:
     raise ImportError("service/ is the folder of foldserve.service: import that instead")

@@ -1,7 +1,4 @@
-"""Names the array types that protocols, engine and runtime exchange.
-
-Each name in this module means one dtype and one shape.
-"""
+"""Names for the arrays that protocols, engine and runtime exchange. Each name stands for one dtype and one shape."""
 
 from __future__ import annotations
 

@@ -221,8 +221,8 @@ def _seconds(text: str) -> float:
 def _serve(parsed: argparse.Namespace) -> None:
     """Serve every model of a folder. Each setting is a flag, an environment variable or a line of the --config file. If
     a setting is given more than once, the flag wins over the variable, and the variable over the file."""
-    # NumPy computes explanations, while other threads compute predictions. With more than one thread, NumPy would delay
-    # the predictions, and would be slower on a busy machine. NumPy reads this variable when it is imported.
+    # NumPy computes explanations while other threads compute predictions. If NumPy used several threads, it would delay
+    # the predictions, and would itself be slower on a busy machine. NumPy reads this variable when it is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from foldserve.service.http.server import run
 

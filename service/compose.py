@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from foldserve.service.prediction_log.log import PredictionLog
     from foldserve.service.telemetry.otel import Exporters
 
-# Decoding holds the lock of the interpreter most of the time. So more threads would not decode faster, and each
-# additional thread delays the event loop.
+# Decoding holds Python's interpreter lock most of the time, so more threads would not decode faster, and each
+# additional thread would delay the event loop.
 _BODY_THREADS = 4
 _DAY_SECONDS = 86_400.0
 

@@ -30,7 +30,7 @@ class Replica:
 def application(arguments: dict[str, Any]) -> Application:
     """Create the application. arguments: settings of `foldserve serve`, with underscores, such as `max_batch`.
 
-    The `FOLDSERVE_*` variables of Ray's processes are settings too. Raises `SettingsError`.
+    The `FOLDSERVE_*` variables in the environment of Ray's processes are settings too. Raises `SettingsError`.
     """
     from ray import serve  # Ray is large, and only this function needs it
 

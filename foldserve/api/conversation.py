@@ -73,7 +73,7 @@ class Retries:
 
 @dataclass(frozen=True)
 class Call:
-    """A request to the server. path: the path of the URL, followed by the query if there is one."""
+    """A request to the server. path: the path of the URL, with the query if there is one."""
 
     method: str
     path: str
@@ -103,7 +103,7 @@ class _Known:
 
 
 class _Budget:
-    """The time that one call may take. deadline: seconds; None for no limit."""
+    """The time that is left for one call. deadline: the time limit of the call in seconds; None for no limit."""
 
     def __init__(self, retries: Retries, deadline: float | None) -> None:
         self._end = None if deadline is None else time.monotonic() + deadline
@@ -123,10 +123,7 @@ class _Budget:
         return {"x-request-timeout-ms": str(left)}
 
     def allows(self, wait: float) -> bool:
-        """Return whether there is time for a wait of `wait` seconds.
-
-        If there is enough time, subtract `wait` from the budget.
-        """
+        """Return whether the budget allows a wait of `wait` seconds. If it does, subtract `wait` from the budget."""
         if wait > self.wait or (self._end is not None and time.monotonic() + wait >= self._end):
             return False
         self.wait -= wait
@@ -269,7 +266,7 @@ class Conversation:
 def _retry_after(response: httpx.Response) -> float | None:
     """Return the seconds to wait before a retry; None if a retry is useless.
 
-    The returned time is up to a quarter longer than the server's time; the extra part is random. So the clients of a
+    The wait is up to a quarter longer than the server asks for. The additional time is random, so that the clients of a
     busy server do not all come back at the same time.
     """
     text = response.headers.get("retry-after", "")

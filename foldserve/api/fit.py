@@ -196,9 +196,8 @@ def _run(plan: Plan, execution: Execution, source: Source | None, *, progress: b
 
 
 def open_table(data: Any, target: Any) -> tuple[DataOptions, Source | None]:
-    """Return the options that name the table and its target.
-
-    Also return the table if the table is in memory, or else None.
+    """Return the options that name the table and its target. Also return the table itself if it is in memory, and
+    otherwise None.
     """
     if isinstance(data, str | os.PathLike):
         if target is not None and not isinstance(target, str):

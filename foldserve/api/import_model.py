@@ -45,10 +45,10 @@ def import_model(
     table. If `target` is given, the metrics of the model are computed on the same rows. name: the name of the model.
     models: the folder to write to. features: the names of the features, in the model's order. labels: the labels, in
     the order of the outputs. ranges: the range of each feature by name, or one range for all features; needed only
-    without a table. output: the output of the model, if it has several. keep_unknown: whether an operator that the
-    import does not understand stays in the graph unchanged. layers: a text file with the output of `print(model)`. The
-    file in `layers` is needed for a PyTorch model file that has only weights. drop: columns of the table to leave out.
-    seed: the seed of the random rows.
+    without a table. output: the name of the output to use, if the model has several outputs. keep_unknown: whether an
+    operator that the import does not understand stays in the graph unchanged. layers: a text file with the output of
+    `print(model)`. The file in `layers` is needed for a PyTorch model file that has only weights. drop: columns of the
+    table to leave out. seed: the seed of the random rows.
 
     Returns the written bundle, the next version of `name`. Each note is shown as a `TableWarning`. Raises `DataError`,
     which is a `ValueError`, for a table that does not fit the model. If the import or the writing of the bundle fails

@@ -28,7 +28,9 @@ def replace_file(file: Path, content: bytes, partial: Path | None = None) -> Non
 
 
 def write_synced(file: Path, content: bytes) -> None:
-    """Write `file`, and wait until its content is on the disk. A crash during the write leaves a part of the file."""
+    """Write `file`, and wait until its content is on the disk. After a crash during the write, only a part of the
+    content may be in the file.
+    """
     with file.open("wb") as stream:
         stream.write(content)
         stream.flush()

@@ -21,7 +21,7 @@ class Decision:
     """The decision rule of one classification model.
 
     labels: the label of each class. threshold: None if the class with the largest probability is predicted.
-    positive: the index of the class whose probability is compared with the threshold; 0 without a threshold.
+    positive: the index of the class whose probability is compared with the threshold; 0 if there is no threshold.
     names: a different text for each class. A name is the label itself if the label is a text, and otherwise the JSON
     text of the label. If this rule gives two equal names, all names are the JSON texts of the labels.
     """

@@ -1,8 +1,8 @@
 """The description in the ONNX file of a model: the meaning of the inputs and the outputs, as JSON.
 
-The description is the metadata entry `foldserve` of `model.onnx`, so that the file alone is enough to use the model.
-The description depends on the table's schema alone. The description has no name, version, time or path. This module
-does not depend on ONNX.
+The description is stored in `model.onnx` as the metadata entry `foldserve`, so that this file alone is enough to use
+the model. The description depends only on the schema of the table. It contains no name, version, time or path. This
+module does not depend on ONNX.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def describe(task: Task, features: Sequence[Feature], labels: Sequence[Label], t
     `features` has the columns of the input, in order. Each column has `name`, `kind` and `missing` (whether a value may
     be missing). A feature with categories adds the field `categories`, and a feature with a reading adds the field
     `reading`. A reading always has `missing`, the texts that mean a missing value. The other fields of a reading are
-    left out if they have their default values. `labels` has the classes in the order of the output.
+    present only if they differ from their default values. `labels` has the classes in the order of the output.
     """
     content = {
         "task": task,

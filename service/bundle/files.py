@@ -98,7 +98,9 @@ def find_bundle(path: Path) -> Bundle:
 
 
 def require_place(bundle: Bundle) -> None:
-    """Raise `BundleError` unless the bundle's folder is <name>/<version> with the manifest's name and version."""
+    """Raise `BundleError` unless the bundle is in a folder <name>/<version> that has the manifest's name and
+    version.
+    """
     manifest, path = bundle.manifest, Path(os.path.abspath(bundle.path))  # noqa: PTH100 (keeps links, unlike resolve)
     if (manifest.name, str(manifest.version)) != (path.parent.name, path.name):
         raise BundleError(
@@ -128,7 +130,7 @@ def require_folder(path: Path, reason: str = "no such folder; make it first") ->
     try:
         if not path.is_dir():
             raise BundleError(reason, path)
-    except OSError as error:  # `is_dir` raises an error if a parent folder denies access
+    except OSError as error:  # `is_dir` raises an error if a parent folder can't be entered
         raise BundleError(f"can't be read: {error.strerror}", path) from error
 
 

@@ -72,10 +72,10 @@ class Feature(FrozenModel):
     kind: the value of a `numeric` feature is the raw number. The value of a `boolean` feature is 0 or 1. The value of a
     `categorical` feature is an index into `categories`. The index len(categories) is reserved for unseen categories.
     The value of a `time` feature is a whole number of days or hours; its `reading` says which.
-    missing: whether the value may be missing.
+    missing: whether a row may lack a value of this feature.
     range: minimum and maximum over the training rows that have a value; None for a categorical feature.
-    histogram: the histogram of the training rows that have a value. A categorical feature has one bin for each
-    category, with the edges -0.5, 0.5, ...
+    histogram: the histogram of the feature over the training rows that have a value. A categorical feature has one bin
+    for each category, with the edges -0.5, 0.5, ...
     missing_share: the share of training rows without a value.
     reading: how a text in a request becomes a value; None if the training table had no texts in the column.
     """

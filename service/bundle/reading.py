@@ -34,7 +34,7 @@ MOMENT_PATTERN = (
     "[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:[.][0-9]{1,9})?)?(?:Z|[+-][0-9]{2}:?[0-9]{2})?)?"
 )
 _MOMENT = re.compile(MOMENT_PATTERN)
-# float32 can represent every whole number up to this limit.
+# float32 represents every whole number up to this limit exactly.
 MAX_MOMENT = 2**24
 
 
@@ -106,8 +106,7 @@ class Reading(FrozenModel):
     def moment(self, text: str) -> float | None:
         """Convert the text of a date or time to its number; None for a missing value.
 
-        Raises `ValueError` for any other text. Also raises `ValueError` if the text has a time zone but the column has
-        none. Also raises `ValueError` if the column has time zones but the text has none.
+        Raises `ValueError` for any other text, and if only one of the text and the column has a time zone.
         """
         if self.is_missing(text):
             return None

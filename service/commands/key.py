@@ -12,8 +12,8 @@ from foldserve.service.errors import SettingsError
 def run(name: str, scopes: Sequence[str], rate: float | None, file: Path | None) -> None:
     """Print a new key and its line. With `file`, append the line to the file and print only the key.
 
-    Raises `SettingsError` if the name or the rate is not valid. Also raises `SettingsError` if the file already has a
-    key with this name, is not a file of keys, or can't be written.
+    Raises `SettingsError` in these cases: the name or the rate is not valid; the file already has a key with this name,
+    is not a file of keys, or can't be written.
     """
     key, line = create_key(name, [Scope(scope) for scope in dict.fromkeys(scopes)], rate)
     if file is None:

@@ -30,7 +30,8 @@ _COMMAND_TIMEOUT = 600.0  # seconds; loading a model may take long
 _SAMPLE = re.compile(r"^(foldserve_\w+)\{([^}]*)\} (\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
-Metrics = Mapping[tuple[str, str, str], Mapping[str, float]]  # (metric, model, version) -> sums by the label `le`
+# For each (metric, model, version): the sum for each value of the label `le`.
+Metrics = Mapping[tuple[str, str, str], Mapping[str, float]]
 
 
 @dataclass(frozen=True)

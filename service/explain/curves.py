@@ -57,8 +57,8 @@ def _tanh(_: Mapping[str, Any]) -> Curve:
 
 # --- gelu -------------------------------------------------------------------------------------------------------------
 
-# The values of the normal distribution function at the points of a grid. Outside the grid, the function differs from 0
-# or 1 by less than 1e-15. NumPy has no normal distribution function.
+# The values of the normal distribution function at the points of a grid. Left of the grid, the function is below 1e-15;
+# right of the grid, it is above 1 - 1e-15. NumPy has no normal distribution function.
 _END, _CELLS = 8.0, 4096
 _WIDTH = 2 * _END / _CELLS
 _GRID = np.linspace(-_END, _END, _CELLS + 1)

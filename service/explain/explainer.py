@@ -83,14 +83,14 @@ class Explainer:
 
     @property
     def method(self) -> Method:
-        """The way in which the contributions are computed."""
+        """How the contributions are computed."""
         return "affine" if self._network.is_piecewise_linear else "integrated gradients"
 
     def explain(self, rows: Rows, wanted: npt.NDArray[np.intp] | None = None) -> Explanations:
         """Explain the rows, float32 [rows, features].
 
-        wanted: for each row, the index of the output to explain. -1 means the predicted output. If wanted is None, the
-        predicted output of each row is explained.
+        wanted: for each row, the index of the output to explain. -1 means the predicted output. If `wanted` is None,
+        the predicted output of each row is explained.
         """
         columns = self._preprocessing.encode(rows)
         values = self._network.forward(columns)

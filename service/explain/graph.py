@@ -56,7 +56,7 @@ class Graph:
 def read_graph(model: bytes) -> Graph:
     """Read the graph of a model.
 
-    A Softmax at the end of the graph is left out, because the logits are explained, not the probabilities.
+    A Softmax at the end of the graph is ignored, because foldserve explains the logits, not the probabilities.
 
     Raises `NotExplainable` in these cases: the file is not ONNX; the graph has no matrix product; the Softmax is not
     over the classes.

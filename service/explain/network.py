@@ -1,9 +1,9 @@
 """Evaluates a network in float64 and differentiates one output of each row, node by node.
 
-Each operation has a forward pass and a backward pass. The backward pass also computes the share of the constants, which
-is the part of the output that comes from constants. If all activations of a network are piecewise linear, the network
-is an affine map near each row. Its output is then the sum of slope * input over all inputs, plus the share of the
-constants. This module does not depend on the preprocessing.
+Each operation has a method for the forward pass and a method for the backward pass. The backward pass also computes the
+share of the constants, which is the part of the output that comes from constants. If all activations of a network are
+piecewise linear, the network is an affine map near each row. Its output is then the sum of slope * input over all
+inputs, plus the share of the constants. This module does not depend on the preprocessing.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class _Times:
 
 @dataclass(frozen=True)
 class _Split:
-    """Cuts the columns into parts of equal width, as for the members of an ensemble."""
+    """Cuts the columns into parts of equal width. An ensemble has one part for each member."""
 
     x: str
     parts: tuple[str, ...]

@@ -1,8 +1,8 @@
 """Runs the rows of explanation requests in batches, as the runtime runs the rows of predictions.
 
-At the first explanation request, this module reads the weights of the model again. So a server without explanation
-requests needs no memory for the weights of the network. This module owns the arrays between the codec and the
-explainer. This module does not depend on batchers.
+This module reads the weights of the network only when the first explanation request arrives, so that a server without
+explanation requests needs no memory for them. This module owns the arrays between the codec and the explainer. This
+module does not depend on batchers.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ExplanationRunner:
 
     @property
     def method(self) -> Method | None:
-        """The way in which contributions are computed; None before the first run."""
+        """How the contributions are computed; None before the first run."""
         return self._loaded.method if isinstance(self._loaded, Explainer) else None
 
     def run(self, rows: npt.NDArray[np.float32]) -> Outputs:

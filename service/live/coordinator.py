@@ -4,9 +4,9 @@ A change of the models has these steps:
 
     scan -> attempts -> every process prepares -> merged outcomes -> plan -> every process commits
 
-The coordinator runs on a thread of its own. With several workers, the coordinator runs in the supervisor of the
-workers. So all workers change together: if one of them refuses a version, none serves it. This module does not depend
-on HTTP or on ONNX Runtime.
+The coordinator runs on a thread of its own. With several workers, this thread is in the supervisor of the workers, so
+all workers change together: if one of them refuses a version, none serves it. This module does not depend on HTTP or on
+ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -42,14 +42,16 @@ _MOST_ROUNDS = 100
 class Crew(Protocol):
     """The processes that serve the models.
 
-    A process that dies is left out. A new process that replaces a dead process serves the last plan.
+    A dead process is ignored. The new process that replaces it serves the last plan.
     """
 
     def prepare(self, attempts: Attempts) -> Sequence[Outcomes]:
         """Load versions in every process, without serving them. Returns the outcomes of each process."""
 
     def commit(self, plan: Plan) -> None:
-        """Serve a plan in every process. Versions that are not in the plan are drained and unloaded."""
+        """Let every process serve a plan. Versions that are not in the plan first finish their requests, and are then
+        unloaded.
+        """
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Coordinator:
         self._wishes: queue.SimpleQueue[tuple[Command, Future[None]] | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._unreadable = ""
-        self._unused: set[str] = set()  # warnings about the policy that were logged
+        self._unused: set[str] = set()  # the warnings about the policy that are already in the log
         self.plan = Plan()
 
     # --- for any thread -----------------------------------------------------------------------------------------------
@@ -91,7 +93,7 @@ class Coordinator:
     def submit(self, command: Command) -> Future[None]:
         """Execute a command. The future raises `UnknownModel`, or `LoadRefused` with the reason.
 
-        Raises `ModelBusy` while another command for this model is executed.
+        Raises `ModelBusy` if another command for this model is still running.
         """
         with self._lock:
             if command.name in self._busy:
@@ -159,7 +161,7 @@ class Coordinator:
             self._records[name].forget_decision()
         try:
             found = self._rules.layout.scan()
-        except StartError as error:  # a volume may be gone for a moment, and the models must then continue to serve
+        except StartError as error:  # if a volume is gone for a moment, the models must continue to serve
             if str(error) != self._unreadable:
                 log.error("the models stay as they were: %s", error)
             self._unreadable = str(error)
@@ -244,9 +246,8 @@ class Coordinator:
                 return
 
     def _commit(self, names: list[str], *, tried: bool) -> None:
-        """Commit the plan if it has changed, or if versions were tried.
-
-        After a commit, the processes close unused versions.
+        """Send the plan to the processes if it has changed, or if versions were tried. The processes then close the
+        versions that the plan does not use.
         """
         models = dict(self.plan.models)
         for name in names:

@@ -111,7 +111,7 @@ class ModelPolicy(BaseModel):
 
     @property
     def described(self) -> str:
-        """A text that describes the choice of versions."""
+        """A text that describes which versions the policy keeps."""
         if isinstance(self.versions, str):
             return f"the policy keeps {self.versions}"
         return f"the policy keeps {', '.join(map(str, self.versions))}"

@@ -33,8 +33,8 @@ class _Version:
     """One version. All times are monotonic.
 
     stamp: a text that identifies the contents of the files. since: the time of the last change of the files. gone: the
-    time at which the folder was first missing. tried: the time of the last attempt with this stamp. verdict: the
-    outcome of the last attempt.
+    time at which the folder was found missing for the first time. tried: the time of the last attempt with this stamp.
+    verdict: the outcome of the last attempt.
     against: the version with which this version was compared. final: whether the verdict holds until the files change.
     served: the stamp that the processes serve.
     """
@@ -61,7 +61,7 @@ class _Version:
 class _Decision:
     """An operator's choice of the active version.
 
-    The choice holds until a version with a number above `newest` serves.
+    The choice is valid until a version whose number is above `newest` serves.
     """
 
     current: int
@@ -128,7 +128,7 @@ class ModelRecord:
 
     @property
     def gone(self) -> bool:
-        """Whether the whole model was removed."""
+        """Whether the model has no version left, because its files were removed."""
         return not self._versions and self._unreadable is None
 
     def due(self, now: float) -> float:

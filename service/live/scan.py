@@ -78,7 +78,7 @@ class ManyModels:
 class OneModel:
     """The folder of one model.
 
-    Either this folder is a bundle itself, or the path of each bundle is <folder>/<version>/.
+    This folder either is itself a bundle, or contains one bundle for each version, as <folder>/<version>/.
     """
 
     folder: Path

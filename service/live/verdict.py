@@ -16,7 +16,7 @@ FEW_ROWS = 32
 # The minimum number of rows in a class. If a class has fewer rows than this number, the share of its changed rows is
 # not checked.
 _MIN_CLASS_ROWS = 10
-# If two runs differ by at most this number of seconds, clients do not notice the difference.
+# Clients do not notice if a run takes up to this number of seconds longer.
 _FREE_SECONDS = 5e-4
 
 

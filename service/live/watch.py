@@ -16,7 +16,7 @@ import watchfiles
 log = logging.getLogger("foldserve")
 
 _DEBOUNCE_MS = 500  # changes within this time may lead to a single call of `on_change`
-_STEP_MS = 50  # after a pause of this length, `on_change` is called
+_STEP_MS = 50  # `on_change` is called when no file has changed for this time
 _STOP_MS = 1000  # the thread notices `stopped` after at most this time
 _RETRY_SECONDS = 5.0
 

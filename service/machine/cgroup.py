@@ -19,10 +19,10 @@ _UNLIMITED = 2**60
 
 @dataclass(frozen=True)
 class Memory:
-    """The smallest memory limit of this process's groups, and the memory that the group with this limit uses, in bytes.
+    """The smallest memory limit of this process's groups, and the memory that this group uses, both in bytes.
 
-    used: the memory in use; None if this number can't be read. The memory in use includes the page cache, which the
-    kernel frees when memory is short.
+    used: the memory in use; None if it can't be read. It includes the page cache, which the kernel frees when memory is
+    short.
     """
 
     limit: int

@@ -1,6 +1,5 @@
-"""The calls that the service makes to count its work.
-
-The classes in this module do nothing; `prometheus.py` overrides them.
+"""The methods that the service calls to count its work. In this module, the methods do nothing; the subclasses in
+`prometheus.py` override them.
 
 This module does not import Prometheus, so the code that counts does not load Prometheus.
 """
@@ -48,8 +47,8 @@ FeedbackOutcome = Literal["counted", "unknown", "mismatched", "repeated"]
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One value of a metric of drift or quality. labels: the values of the labels, in the order of the metric's
-    definition.
+    """One value of a drift metric or of a quality metric. labels: the values of the labels, in the order of the
+    metric's definition.
     """
 
     metric: str
@@ -93,7 +92,8 @@ class Metrics:
     ) -> RequestMetrics:
         """Create the counts of one endpoint.
 
-        count_rows: counts the unusual values in rows. The function takes the bytes of any number of float32 rows.
+        count_rows: a function that counts the unusual values in rows. Its argument contains the bytes of any number of
+        float32 rows.
         """
         return RequestMetrics()
 
@@ -112,9 +112,8 @@ class Metrics:
         """Record a model that was loaded and verified."""
 
     def record_refused(self, refused: Collection[tuple[str, str]]) -> None:
-        """Record all versions that are refused now, each as a pair of a model and a version.
-
-        The version is an empty text if the folder of the model can't be read.
+        """Record all versions that are refused now. Each is a pair of texts: the model and the version. If the folder
+        of a model can't be read, the version is an empty text.
         """
 
     def forget(self, model: str, version: str, parts: Iterable[object]) -> None:

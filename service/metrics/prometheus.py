@@ -62,13 +62,13 @@ _ROWS_BUCKETS = tuple(4**n for n in range(9))
 # Labels.
 _MODEL = ("model", "version")
 _ENDPOINT = (*_MODEL, "protocol")
-# The largest number of requests or runs that a list keeps before they are added to the metrics.
+# A list is added to the metrics when it has this number of requests or runs.
 _MAX_PENDING = 4096
 # Each series is created before its first value, so that Prometheus's function rate() includes the first value. If a
 # model has more features than this number, its series are created only with their first values, because so many empty
 # series would make every scrape large.
 _MAX_EARLY_SERIES = 1_000
-# The number of unloaded models whose series are kept.
+# The series of this number of unloaded models are kept.
 _MOST_UNLOADED = 16
 
 
@@ -153,7 +153,8 @@ class PrometheusMetrics(Metrics):
         self._queues: list[tuple[_BatchMetrics, Callable[[], int]]] = []
         self._providers: dict[tuple[str, str], tuple[str, ...]] = {}
         self._refused: set[tuple[str, str]] = set()
-        self._unloaded: list[tuple[str, str]] = []  # unloaded models whose series still exist, the oldest first
+        # The unloaded models that still have series, in the order in which they were unloaded.
+        self._unloaded: list[tuple[str, str]] = []
         self._take_key_counts: Callable[[], Mapping[str, Sequence[int]]] = dict
         self._figures: Iterable[Figure] = ()
         self._own_figures: Callable[[], Iterable[Figure]] = tuple
@@ -319,7 +320,7 @@ class PrometheusMetrics(Metrics):
     def forget(self, model: str, version: str, parts: Iterable[object]) -> None:
         """Stop counting for an unloaded model.
 
-        The series of this model are removed only after `_MOST_UNLOADED` more models are unloaded. So a scraper has
+        The series of this model are removed only after `_MOST_UNLOADED` more models are unloaded, so that a scraper has
         time to read the last counts. With several workers, the series are in files and are not removed.
         """
         gone = set(map(id, parts))

@@ -2,7 +2,7 @@
 
 The values of the drift and quality metrics are computed at each scrape, over all workers.
 
-An index over all workers is not the sum of the workers' own indices, so prometheus_client can't compute this index.
+The stability index of all workers is not the sum of their own indices, so prometheus_client can't compute it.
 """
 
 from __future__ import annotations

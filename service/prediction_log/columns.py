@@ -69,7 +69,7 @@ class LogColumns:
         self.schema = pa.schema([fields[place] for place in self._kept])
 
     def table(self, samples: Sequence[Sample]) -> pa.Table:
-        """Return a table with one row for each row of the samples."""
+        """Return a table that has one row for each row of each sample."""
         counts = [len(sample.rows) for sample in samples]
         times = np.repeat(np.array([sample.time for sample in samples], np.int64), counts)
         ids = pa.array([sample.request_id for sample in samples], pa.string())

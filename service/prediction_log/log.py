@@ -43,7 +43,7 @@ _TOO_LARGE = f"a request has more than {_MAX_WAITING // 2**20} MiB of rows and a
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of the log.
+    """The limits of the prediction log.
 
     max_bytes: the largest size of all files together. max_seconds: the largest age of a file. interval: see
     `PredictionLog`.
@@ -70,7 +70,7 @@ class Recorder:
 
 @dataclass
 class _Waiting:
-    """The samples of one version that have no file yet. since: the monotonic time of the first sample."""
+    """The samples of one version that have no file yet. since: the time of the first sample, by the monotonic clock."""
 
     since: float
     samples: list[Sample] = field(default_factory=list)

@@ -23,7 +23,7 @@ class FeatureBins:
 
     size: the total number of bins, over all features. slices: for each feature, the slice of an array [size] that
     contains the feature's bins. training: float64 [size], the number of training rows in each bin. If the training
-    histogram of a feature counts no rows, all bins of this feature have 0 training rows.
+    histogram of a feature is empty, all bins of this feature have 0 training rows.
     """
 
     def __init__(self, features: Sequence[Feature]) -> None:

@@ -63,7 +63,7 @@ class LabelShare(BaseModel):
 
 
 class PredictionDrift(BaseModel):
-    """The predictions for live rows.
+    """The distribution of the predictions for live rows.
 
     A classification has `labels` and `confidence`, the mean probability of the predicted label. A regression has `mean`
     and `deviation`, the mean and the standard deviation of the predictions. The manifest has no distribution of the

@@ -46,7 +46,9 @@ class Outcome(BaseModel):
 
 
 class Entries(BaseModel):
-    """The entries with one kind of problem. indices: the indices of these entries in the request, from 0."""
+    """The entries of a request that have one kind of problem. indices: the indices of these entries in the request,
+    from 0.
+    """
 
     count: int
     indices: list[int]
@@ -69,7 +71,7 @@ class FeedbackAnswer(BaseModel):
 
 @dataclass(frozen=True)
 class LabelReader:
-    """Turns the labels of one model into numbers.
+    """Converts the labels in a request for one model to numbers.
 
     In a classification, a label becomes the index of its class. In a regression, a label becomes a float.
     """
@@ -98,9 +100,9 @@ class LabelReader:
 def read_feedback(body: bytes | bytearray | memoryview, manifests: Iterable[Manifest], max_labels: int) -> list[Entry]:
     """Read the body of a request. manifests: the manifests of all versions of the model that answer requests.
 
-    Raises `InvalidInput`. A label is refused if no version has this label. The versions of a model usually have the
-    same labels. max_labels: the largest number of labels in all entries together. Without the limit `max_labels`, a
-    small body could block the event loop for seconds.
+    Raises `InvalidInput`. A label is refused if none of these versions has this label. The versions of a model usually
+    have the same labels. max_labels: the largest number of labels in all entries together. Without the limit
+    `max_labels`, a small body could block the event loop for seconds.
     """
     parsed = parse_json(body)
     entries = parsed.get("feedback") if type(parsed) is dict and parsed.keys() == {"feedback"} else None

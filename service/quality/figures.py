@@ -1,4 +1,4 @@
-"""Turns the drift of one version into figures for the metrics. The number of figures has an upper limit."""
+"""Turns the drift of one version into values for the metrics. The number of these values is limited."""
 
 from __future__ import annotations
 

@@ -71,9 +71,8 @@ class Monitor:
 
     @cached_property
     def center(self) -> float:
-        """A constant that is subtracted from each output of a regression.
-
-        Without this constant, the sums of squares would lose digits.
+        """A constant that is subtracted from each output of a regression. Without this subtraction, the sums of squares
+        would lose digits.
         """
         return float(np.mean(self.manifest.golden.outputs)) if self.manifest.golden.outputs else 0.0
 

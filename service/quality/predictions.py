@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from foldserve.service.arrays import Outputs
 
-# Predictions wait in a list until the list has this length. Storing many predictions at once takes less time than
-# storing each prediction.
+# Predictions wait in a list until the list has this length, because storing many predictions at once takes less time
+# than storing them one by one.
 _MAX_WAITING = 128
 # The largest number of bytes in the id of a request. `safe_id` refuses a longer id.
 _MAX_ID = 128
@@ -37,7 +37,7 @@ class _Block:
     """The predictions that one call of `tick` stores.
 
     first: the number of rows that were stored before this block. indexed: whether the index of `Predictions` contains
-    this block. Most servers get few labels, so ranges and arrays are computed only for a search.
+    this block. Most servers get few labels, so the positions of the rows are computed only for a search.
     """
 
     def __init__(self, first: int, ids: Sequence[bytes], outputs: Sequence[Outputs]) -> None:
@@ -92,7 +92,8 @@ class Predictions:
     def add(self, request_id: bytes, outputs: Outputs) -> None:
         """Remember the outputs of one request.
 
-        request_id: the id in the header of the request. If this id is not a safe id, labels can't refer to the request.
+        request_id: the id in the header of the request. If `safe_id` refuses this id, labels can't refer to the
+        request.
         """
         self._waiting_ids.append(request_id)
         self._waiting_outputs.append(outputs)

@@ -25,7 +25,7 @@ log = logging.getLogger("foldserve")
 # feature values divided by the number of features, but at least `_MIN_ROWS` and at most `_MAX_ROWS`.
 _VALUES = 2**16
 _MIN_ROWS, _MAX_ROWS = 64, 1024
-# Waiting rows are counted when this number of rows waits, or when this time has passed.
+# The waiting rows are counted as soon as this number of rows is waiting, or after this number of seconds.
 _SOON_ROWS, _SOON_SECONDS = 512, 10.0
 # Only every k-th row is taken. Once a second, k is computed from the rows of the last second. If a buffer is full
 # before that, k is multiplied by this factor.
@@ -52,7 +52,7 @@ class Sampler:
         self._step = 1  # k: every k-th row is taken
         self._seen = 0  # the number of rows since the last call of `tick`
         self._filled = 0  # the number of rows in the buffer
-        self._skip = 0  # the number of rows to skip before the next row is taken
+        self._skip = 0  # this number of rows is skipped before the next row is taken
         self._since = 0.0  # the time at which the current buffer was begun
         self._begin_buffer()
 
@@ -77,7 +77,7 @@ class Sampler:
             self._skip -= len(rows)
 
     def tick(self) -> None:
-        """Let the executor count the waiting rows, if many rows wait or if the rows have waited long.
+        """Let the executor count the waiting rows if there are many of them, or if they have waited long.
 
         Call this method once a second.
         """
@@ -99,8 +99,7 @@ class Sampler:
         self._executor.submit(int).result()  # the executor has one thread, so this call ends after all earlier calls
 
     def _hand_over(self, step: int) -> None:
-        """Let the executor count the rows in the buffer. Begin a new buffer. step: the new value of k.
-        """
+        """Let the executor count the rows in the buffer. Begin a new buffer. step: the new value of k."""
         filled = self._rows[: self._filled], self._outputs[: self._filled]
         self._executor.submit(self._count, *filled, self._step).add_done_callback(_log_error)
         self._step = step

@@ -30,7 +30,7 @@ _NORMAL = 3.0902
 
 @dataclass(frozen=True)
 class Judgement:
-    """The judgement about one feature.
+    """The result for one feature.
 
     psi: the population stability index; None without a training histogram or without live rows. noise: a limit for the
     index, which depends on the number of rows. Without drift, the index exceeds this limit in one of 1,000 cases.
@@ -77,7 +77,7 @@ class Stability:
     def _shares(self, counts: Numbers, used: Numbers, count: Numbers) -> Numbers:
         """For each bin, return its share of all counts of its feature.
 
-        An unused bin has the share 1, so that its term in the sum of the PSI is 0.
+        An unused bin gets the share 1 in training and live, so that it adds 0 to the PSI.
         """
         totals = self._sums(counts) + _ADDED * count
         sizes = np.diff([*self._starts, self._size])

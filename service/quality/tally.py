@@ -50,7 +50,8 @@ SUMS = len(Sum)
 class Window:
     """The sums of all counts of the last hours. Any thread may call the methods of a window.
 
-    size: the length of the arrays that are added. seconds: the length of the window. clock: a monotonic clock.
+    size: the length of the arrays that are added to the sums. seconds: the length of the window. clock: a monotonic
+    clock.
     """
 
     def __init__(self, size: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:

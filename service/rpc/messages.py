@@ -18,7 +18,8 @@ from foldserve.service.rpc import open_inference_pb2 as pb
 
 # The largest number of bytes that a message may have outside raw_input_contents.
 MAX_BYTES = 2**20
-_MAX_FIELDS = 2**16  # a model has one tensor, or one for each feature, and each tensor may have raw bytes
+# A request has one tensor, or one for each feature of the model, and each tensor may have raw bytes.
+_MAX_FIELDS = 2**16
 _RAW = pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number
 # The wire types of protobuf. protobuf has deprecated its other two wire types.
 _VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5

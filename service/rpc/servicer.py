@@ -35,7 +35,7 @@ NAME = "inference.GRPCInferenceService"
 _EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 _MAX_DIGITS = 18
 
-Context = Any  # grpc.aio.ServicerContext is generic only in its stubs
+Context = Any  # `grpc.aio.ServicerContext[...]` is valid only in type stubs, not at run time
 _Call = Callable[[Any, Context, dict[bytes, bytes]], Coroutine[Any, Any, Message]]
 
 

@@ -15,8 +15,8 @@ from foldserve.service.runtime.session import open_cpu, run_options
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-# The largest number of rows for which arrays are bound to the session. For larger batches, binding saves no measurable
-# time.
+# Batches of at most this number of rows use arrays that are bound to the session. For larger batches, this would save
+# no measurable time.
 _MAX_BOUND_ROWS = 32
 
 
@@ -33,7 +33,7 @@ class CpuRunner:
             tensor.type == "tensor(float)" and len(tensor.shape) == 2 and type(tensor.shape[1]) is int
             for tensor in (self._input, self._output)
         )
-        self._bindings: dict[tuple[int, ...], _Binding] = {}  # bound sessions, by the shape of the rows
+        self._bindings: dict[tuple[int, ...], _Binding] = {}  # the bound arrays for each shape of the rows
 
     def run(self, rows: Rows) -> Outputs:
         """Run the model on one batch. Raises any exception of ONNX Runtime."""
@@ -48,9 +48,8 @@ class CpuRunner:
 
 
 class _Binding:
-    """A session bound to an input and an output array, for batches of one size.
-
-    The binding halves the cost of a small run.
+    """An input array and an output array that are bound to the session, for batches of one size. This halves the time
+    of a small run.
     """
 
     def __init__(self, session: ort.InferenceSession, inputs: ort.NodeArg, outputs: ort.NodeArg, size: int) -> None:

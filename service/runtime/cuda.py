@@ -123,9 +123,9 @@ class CudaRunner:
         if self._large is not None:
             self._large.stop()
         if not self._stream.works():
-            # Some destructors of ONNX Runtime abort the process if the device reports an error. So one extra reference
-            # keeps the session alive until the process ends. When the process ends, the operating system frees the
-            # memory.
+            # Some destructors of ONNX Runtime abort the process if the device reports an error. One extra reference
+            # keeps the session alive until the process ends, so that its destructor never runs. The operating system
+            # then frees the memory.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
             return
         self._graphs, self._large, self._session = [], None, None  # free the graphs before the memory that they use

@@ -69,7 +69,7 @@ class BoundBuffers:
             add_run()
         self._stream.wait()
         # `add_run` is a partial object instead of a lambda. After an error, a lambda in the frames of the error would
-        # keep the session, even after `traceback.clear_frames`.
+        # still refer to the session, even after `traceback.clear_frames`.
         self._replay = self._stream.capture(add_run)
 
     def run(self, rows: Rows) -> Outputs:
@@ -101,8 +101,7 @@ class BoundBuffers:
         count = len(rows)
         target = self._rows.host[:count, : self.columns]
         parts = min(_FILLING_THREADS, max(1, rows.nbytes // _LEAST_PER_THREAD))
-        # NumPy does not hold the lock of Python's interpreter while it copies, so several threads can copy at the same
-        # time.
+        # NumPy releases Python's interpreter lock while it copies, so several threads can copy at the same time.
         list(pool.map(np.copyto, np.array_split(target, parts), np.array_split(rows, parts)))
         self._add_run(count, partial(self._stream.upload_meanwhile, event=event))
         self._stream.record(event)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from foldserve.service.errors import DeviceError
 from foldserve.service.machine import nvidia
 
-# cudaStreamNonBlocking: the stream does not wait for the default stream. So another thread may use the default stream
+# cudaStreamNonBlocking: the stream does not wait for the default stream, so another thread may use the default stream
 # while this stream is captured.
 _NON_BLOCKING = 1
 # cudaStreamCaptureModeThreadLocal: during the capture, the capturing thread must not allocate memory or wait. Other
@@ -30,8 +30,8 @@ _THREAD_LOCAL = 1
 _HOST_FUNCTION = 3  # cudaGraphNodeTypeHost
 _NO_TIMES = 2  # cudaEventDisableTiming
 _HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2  # cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost
-# The C functions that this module calls, with the types of their arguments. Each of these functions returns an error
-# code; the code 0 means success.
+# The C functions that this module calls, and the types of their arguments. Each function returns an error code, which
+# is 0 for success.
 _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cudaSetDevice": (c_int,),
     "cudaGetLastError": (),
@@ -160,7 +160,7 @@ class CudaStream:
 
     def __init__(self) -> None:
         try:
-            nvidia.driver()  # without this check, CUDA reports a missing driver as a driver that is too old
+            nvidia.driver()  # if the driver is missing, CUDA itself only reports that the driver is too old
             self._runtime = nvidia.load("cudart")
             self._runtime.cudaGetErrorString.restype = c_char_p
             for name, types in _FUNCTIONS.items():
@@ -308,7 +308,7 @@ class CudaStream:
     def _call(self, name: str, *arguments: object) -> None:
         code = getattr(self._runtime, name)(*arguments)
         if code:
-            # CUDA also keeps the error as the last error of this thread. If this last error is not cleared, ONNX
-            # Runtime reports it as a failure of the next kernel.
+            # CUDA remembers the error as the last error of this thread. The next call clears it, because otherwise ONNX
+            # Runtime would report it as a failure of the next kernel.
             self._runtime.cudaGetLastError()
             raise CudaError(name, code, self._runtime.cudaGetErrorString(code).decode())

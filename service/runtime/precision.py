@@ -38,9 +38,9 @@ def widen(tolerance: Tolerance, precision: Precision) -> Tolerance:
 def convert(graph: onnx.ModelProto, precision: Precision) -> bytes:
     """Serialise the model with its matrix products in `precision`. The model's inputs and outputs stay float32.
 
-    Each weight is rounded once, by round-half-to-even. The conversion covers each Gemm and the elementwise operators
-    that follow it. All other operators stay float32. Raises `BundleError` for a weight beyond fp16's largest number,
-    65,504.
+    Each weight is rounded only once, to the nearest number; a tie is rounded to even. The conversion covers each Gemm
+    and the elementwise operators that follow it. All other operators stay float32. Raises `BundleError` for a weight
+    beyond fp16's largest number, 65,504.
     """
     if precision not in _TYPES:
         return bytes(graph.SerializeToString(deterministic=True))
@@ -51,7 +51,9 @@ def convert(graph: onnx.ModelProto, precision: Precision) -> bytes:
 
 
 class _Converter:
-    """Converts a graph in one pass over its nodes. A tensor exists in float32, in the narrow type, or in both."""
+    """Converts a graph in one pass over its nodes. The new graph has each tensor in float32, in the narrow type, or in
+    both.
+    """
 
     def __init__(self, graph: onnx.GraphProto, precision: Precision) -> None:
         self._graph = graph

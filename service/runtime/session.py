@@ -1,8 +1,7 @@
 """This is the only module that opens ONNX Runtime sessions. A session runs on exactly the requested device.
 
-Serving, the certificate, the doctor and the diagnosis all use this module. So a model is certified and served with
-sessions of the same kind. This module uses ONNX Runtime and the bytes of a model. This module does not depend on
-bundles or rows.
+Serving, the certificate, the doctor and the diagnosis all use this module, so a model is certified and served with
+sessions of the same kind. This module takes the bytes of a model, and does not depend on bundles or rows.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _WITHOUT_CUDA = "this ONNX Runtime is built without CUDA; foldserve[gpu] brings one that has it"
 LOG_WARNINGS, LOG_NOTHING = 2, 4  # ONNX Runtime's severities "warning" and "fatal"
-# An error with one of these texts means that memory is full. The texts come from the arena of ONNX Runtime, from ONNX
-# Runtime's memory limit, and from CUDA.
+# An error with one of these texts means that memory is full. Some texts come from ONNX Runtime's arena, some from its
+# memory limit, and some from CUDA.
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|Failed to allocate memory|smaller than requested bytes|free memory block|ALLOC_FAILED"
     r"|cudaErrorMemoryAllocation",
@@ -45,10 +44,10 @@ class Options:
 
     device: `auto` means CUDA if CUDA is available, otherwise the CPU. threads: the number of threads of one run on the
     CPU. precision: the precision of the matrix products on CUDA. buckets: the batch sizes that are captured as CUDA
-    graphs, in ascending order; empty for no graphs. crossover: if `auto` has chosen CUDA, batches with fewer rows than
-    this number run on the CPU. gpu_memory: the largest number of bytes in the arena of each model on the device; None
-    for no limit. The arena has the model's weights and intermediate tensors. max_batch: the largest number of rows that
-    the caller usually runs in one batch. A larger batch runs too, but may run more slowly.
+    graphs, in ascending order; empty for no graphs. crossover: if `device` is `auto` and CUDA is available, batches
+    with fewer rows than this number run on the CPU. gpu_memory: the largest size, in bytes, of each model's arena on
+    the device; None for no limit. The arena contains the model's weights and intermediate tensors. max_batch: the
+    largest number of rows that the caller usually runs in one batch. A larger batch runs too, but may run more slowly.
     """
 
     device: Device = "auto"
@@ -156,7 +155,7 @@ def cuda_options(options: Options, stream: int | None = None) -> dict[str, str]:
 def is_expected(refusal: DeviceError) -> bool:
     """Return whether CUDA is refused because the machine has no GPU and its ONNX Runtime is built for the CPU.
 
-    On a machine without a GPU, the user does not need the reason why CUDA is not available.
+    In this case, the user does not need to read why CUDA is not available.
     """
     return str(refusal) == _WITHOUT_CUDA and not nvidia.has_gpu()
 

@@ -24,8 +24,8 @@ _WRITE_ONLY = {"Softmax", "Sigmoid"}
 # than for 1,024.
 _SMALL = 2**20
 _PIECE = 2**23  # bytes of a piece: large enough to keep a GPU busy, small enough to hide the first copy
-# Columns are added until the number of columns is a multiple of this number. So each row of float32 begins at a
-# multiple of 16 bytes.
+# Columns are added until their number is a multiple of this number, so that each row of float32 begins at a multiple of
+# 16 bytes.
 _ALIGNED = 4
 
 
@@ -33,10 +33,10 @@ _ALIGNED = 4
 class Shortcuts:
     """The shortcuts of a runner.
 
-    ones: the number of columns that are added after the features. The first added column contains ones, and the other
-    added columns contain zeros. host_outputs: whether the last kernel writes the outputs to page-locked memory, so that
-    no copy is needed. piece: the number of rows of a piece; 0 if batches are not cut into pieces. A batch with more
-    than `piece` rows runs in pieces. Each piece is copied to the device while the device computes the previous piece.
+    ones: the number of columns that are added after the features: one column of ones, and then columns of zeros.
+    host_outputs: whether the last kernel writes the outputs to page-locked memory, so that no copy is needed. piece:
+    the number of rows of a piece; 0 if batches are not cut into pieces. A batch with more than `piece` rows runs in
+    pieces. Each piece is copied to the device while the device computes the previous piece.
     """
 
     ones: int = 0
@@ -73,9 +73,10 @@ def _width(tensor: onnx.ValueInfoProto) -> int:
 class _Biases:
     """Moves the biases of a graph into its weights: x·W + b is [x, 1]·[W; b].
 
-    ONNX Runtime runs a Gemm with a bias as two kernels. The first kernel writes the bias to each row, and the second
-    kernel adds the products. Each Gemm needs a column of ones in its input, so the Gemm before it computes one more
-    output. A Relu between two Gemms keeps the column of ones, because a Relu does not change the value 1.
+    ONNX Runtime runs a Gemm with a bias as two kernels. The first kernel writes the bias into each row of the output,
+    and the second kernel adds the matrix product. Each Gemm needs a column of ones in its input, so the Gemm before it
+    computes one more output. A Relu between two Gemms keeps the column of ones, because a Relu does not change the
+    value 1.
     """
 
     def __init__(self, graph: onnx.GraphProto) -> None:

@@ -1,6 +1,6 @@
 """Delimited text files in any dialect: .csv, .tsv and .txt. The files may be compressed by gzip.
 
-Every cell keeps its text. So NA is a text, and 007 does not become 7. An empty cell is a missing value.
+Every cell keeps its text: NA is a text, and 007 does not become 7. An empty cell is a missing value.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _batches(
 ) -> Iterator[Any]:
     """Yield the rows in batches. The header is the first row of the first batch.
 
-    wanted: the positions of the columns to convert, as in ("0", "2"); () means all columns.
+    wanted: the positions of the columns to convert, such as ("0", "2"); () means all columns.
     """
     columns = [str(position) for position in range(len(names))]
     return iter(
@@ -170,9 +170,8 @@ def _batches(
 
 
 def _explain(path: Path, dialect: Dialect, names: Sequence[str], error: str) -> str:
-    """Explain pyarrow's error. pyarrow gives the number of a wrong row only if it reads in one thread.
-
-    So the text file is read again in one thread.
+    """Explain pyarrow's error. The text file is read again in one thread, because pyarrow gives the number of a wrong
+    row only if it reads in one thread.
     """
     if "straddling" in error:
         return f'{path.name} has a row of more than {_BLOCK >> 20} MiB: is a quote (") not closed?'

@@ -1,4 +1,4 @@
-"""File signatures: checks that the first bytes of a file agree with its name."""
+"""File signatures: checks that the first bytes of a file fit the suffix of its name."""
 
 from __future__ import annotations
 

@@ -43,9 +43,9 @@ class Source:
 
     rows: the number of rows.
     typed: whether the source states the types of its cells. A CSV file does not state types: all its cells are texts.
-    take: a function that returns the cells of a column and removes them from the source. So a large table is in memory
-    only once. `take` can be called once for each column. Columns of texts have Arrow's type string. A missing value is
-    null. notes: facts about the reading that the user should know, one sentence each.
+    take: a function that returns the cells of a column and removes them from the source, so that a large table is in
+    memory only once. For each column, `take` can be called only once. Columns of texts have Arrow's type string. A
+    missing value is null. notes: facts about the reading that the user should know, one sentence each.
     """
 
     name: str

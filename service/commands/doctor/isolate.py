@@ -1,4 +1,4 @@
-"""Runs one check in a child process. A damaged library may kill the process that loads the library, and a driver may
+"""Runs one check in a child process, because a damaged library may kill the process that loads it, and a driver may
 hang.
 """
 

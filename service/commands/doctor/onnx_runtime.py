@@ -98,7 +98,7 @@ def _matrix_product() -> bytes:
         [tensor("output", shape=("batch", 2))],
         [weights],
     )
-    # The opset of a bundle, and a file format that every supported ONNX Runtime reads.
+    # This is the opset that bundles use. Every supported ONNX Runtime reads this version of the file format.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     return bytes(model.SerializeToString())
 

@@ -202,9 +202,8 @@ def _misfit(field: pa.Field, first_row: int) -> TableError:
 
 
 def ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """Yield the items of `chunks` unchanged.
-
-    A thread reads the next chunks while the caller works on the current chunk.
+    """Yield the same chunks in the same order, but let a thread read the next chunks while the caller works on the
+    current one.
     """
     with ThreadPoolExecutor(1, "reader") as pool:
         waiting = deque(pool.submit(next, chunks, None) for _ in range(_CHUNKS_AHEAD))

@@ -28,7 +28,7 @@ from foldserve.service.bundle.atomic import sync_folder, write_synced
 from foldserve.service.commands.score.scorer import Scored
 from foldserve.service.errors import ScoreError
 
-# A part ends after this many seconds or input rows, so that an interruption loses little work.
+# A part ends after this number of seconds or input rows, so that little work is lost if the run is interrupted.
 _PART_SECONDS = 5.0
 _PART_ROWS = 1 << 22
 

@@ -1,4 +1,4 @@
-"""Checks the paths of the output files, and writes each output file whole or not at all.
+"""Checks the paths of the output files, and writes each output file completely or not at all.
 
 The module does not depend on the model.
 """

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 class ScoreProgress:
     """A context manager around rich's progress bar on standard error.
 
-    Without a terminal, the progress bar is not shown.
+    The progress bar is shown only on a terminal.
     """
 
     def __init__(self) -> None:

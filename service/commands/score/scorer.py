@@ -41,7 +41,7 @@ class Scored:
 
 
 class Scorer:
-    """Scores the chunks of any piece. kept: the fields of the input columns that the output repeats."""
+    """Scores the chunks of any piece. kept: the fields of the input columns that are copied into the output."""
 
     def __init__(self, manifest: Manifest, run: Run, kept: Sequence[pa.Field], *, typed: bool, with_all: bool) -> None:
         """typed: as in `Stream`. with_all: whether the answers have the probabilities of all classes."""

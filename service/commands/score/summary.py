@@ -51,7 +51,7 @@ class Counted:
 def describe_input(
     manifest: Manifest, streams: Sequence[Stream], names: Sequence[str], kept: Sequence[str]
 ) -> Iterator[str]:
-    """Yield a note for each choice that the program makes when it reads the input. names: the columns of the input."""
+    """Yield a note for each decision that the program has made about the input. names: the columns of the input."""
     yield from dict.fromkeys(note for stream in streams for note in stream.notes)
     features = {feature.name for feature in manifest.features}
     if ignored := [repr(name) for name in names if name not in features and name not in kept]:

@@ -1,7 +1,7 @@
 """Chooses each setting from measurements. The module has only pure functions: it measures nothing and writes nothing.
 
-A setting may cost memory or processor time. Each constant in this module is the smallest gain that justifies the
-additional cost of a setting.
+A setting may cost memory or processor time. The constants in this module say how large the gain must be to justify this
+cost.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _GRAPH_SAVING = 0.05
 # If the factor is lower, additional processes use the cores better: two processes on two cores do twice the work of one
 # process.
 _THREADS_GAIN = 1.5
-# Each process needs memory for a copy of the model. So more processes are chosen only if their rows per second grow by
-# at least this factor.
+# Each process needs memory for a copy of the model, so more processes are chosen only if the rows per second grow by at
+# least this factor.
 _WORKERS_GAIN = 1.1
 
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-# NumPy imports numpy.random at the first use of numpy.random. If a user presses Ctrl-C during this import, the
-# interrupt can get lost. So this module imports numpy.random at the start.
+# NumPy imports numpy.random only at its first use. If a user presses Ctrl-C during that import, the interrupt can get
+# lost, so this module imports numpy.random at the start.
 from numpy.random import Generator, default_rng
 
 from foldserve.service.arrays import Rows, Run
@@ -33,7 +33,7 @@ Curve = Mapping[int, float]  # batch size -> median seconds of one run
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096, 16_384)
 _GRAPHS, _PLAIN = "CUDA, graphs", "CUDA, plain runs"
 _MIN_ROUNDS = 3
-_TURN_SECONDS = 0.015  # seconds in which one variant runs batches of one size in one round
+_TURN_SECONDS = 0.015  # in each round, a variant runs batches of one size for this number of seconds
 _POOL_BYTES = 2**28  # upper limit of the memory for the rows of one round
 
 
@@ -110,7 +110,7 @@ def _open_cuda(
 ) -> list[_Variant]:
     """Open the model on CUDA twice: with CUDA graphs, and without CUDA graphs.
 
-    Return both variants. Return an empty list if CUDA is not measured.
+    Return both variants, or an empty list if CUDA is not measured.
     """
     if device == "cpu":
         skipped.append("CUDA: --device cpu")
@@ -138,7 +138,7 @@ def _measure_rounds(
     """
     generator = default_rng()
     row_bytes = 4 * len(manifest.features)
-    # A pool has twice as many rows as the largest batch, so that successive runs get different rows.
+    # The pool of rows is twice as large as the largest batch, so that successive runs get different rows.
     fitting = [batch for batch in batches if batch <= MAX_BATCH or 2 * batch * row_bytes <= _POOL_BYTES]
     pool = draw(manifest, 2 * max(fitting), generator)
     start = time.perf_counter()

@@ -99,7 +99,7 @@ def as_json(tuning: Tuning) -> dict[str, Any]:
 
 
 def require_writable(output: Path) -> None:
-    """Check that `write` may write to `output`, so that a long measurement is not lost.
+    """Check before a long measurement that `write` may write to `output`, so that no result is lost.
 
     Raises `BundleError` if the folder of `output` does not exist. Raises `SettingsError` if the file can't be written,
     or if `tune` did not write the existing file.

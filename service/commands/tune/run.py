@@ -21,7 +21,7 @@ from foldserve.service.runtime.session import Device, Options
 # The largest number of processes to measure. Each process has a copy of the model. On CUDA, each process also has a
 # context of several hundred MiB.
 _MAX_WORKERS = {"cpu": 64, "cuda": 16}
-# The share of the measuring time for the latency. The rest of the measuring time is for the throughput.
+# This share of the measuring time is spent on the latency, and the rest on the throughput.
 _LATENCY_SHARE = 0.65
 
 

@@ -33,7 +33,7 @@ _ROUNDS = 3
 
 @dataclass(frozen=True)
 class Throughput:
-    """Rows per second of several processes together. Each process runs batches of `MAX_BATCH` rows.
+    """How many rows per second several processes predict together. Each process runs batches of `MAX_BATCH` rows.
 
     rates: rows per second by number of processes. skipped: the reason why no more processes were measured, or None.
     """
@@ -138,7 +138,7 @@ def _receive(connection: Connection) -> Any:
 def _wait_until_ready(connections: Sequence[Connection]) -> tuple[list[Connection], str | None]:
     """Wait for every process.
 
-    Return the connections of the ready processes, and the first reason why a process is not ready.
+    Return the connections to the ready processes. Also return why the first of the other processes is not ready.
     """
     ready, refusal = [], None
     for connection in connections:

@@ -1,4 +1,4 @@
-"""The parts that both measurements share: rows, batch sizes, the opening of a model, and the text of an error."""
+"""What both measurements need: random rows, batch sizes, a function that opens a model, and the text of an error."""
 
 from __future__ import annotations
 
@@ -45,9 +45,8 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def sigint_blocked() -> Iterator[None]:
-    """Block SIGINT in this context. Threads and processes that start in the context keep SIGINT blocked.
-
-    So Ctrl-C reaches only the main thread of this process, where Python raises KeyboardInterrupt.
+    """Block SIGINT in this context. Threads and processes that start in the context keep SIGINT blocked, so Ctrl-C
+    reaches only the main thread of this process, where Python raises KeyboardInterrupt.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
