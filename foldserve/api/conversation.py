@@ -123,7 +123,9 @@ class _Budget:
         return {"x-request-timeout-ms": str(left)}
 
     def allows(self, wait: float) -> bool:
-        """Return whether the budget allows a wait of `wait` seconds. If it does, subtract `wait` from the budget."""
+        """Return whether the budget allows a wait of `wait` seconds. If the budget allows it, subtract `wait` from the
+        budget.
+        """
         if wait > self.wait or (self._end is not None and time.monotonic() + wait >= self._end):
             return False
         self.wait -= wait

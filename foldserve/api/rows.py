@@ -1,6 +1,7 @@
 """Converts Python tables to the float32 rows of one model, and outputs to labels, in the same way as the server.
 
-`Model` runs the rows in this process, and `Client` sends them to a server. This module depends on neither of them.
+`Model` runs the rows in this process, and `Client` sends them to a server. This module depends on neither `Model` nor
+`Client`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Chooses the class of each row from the probabilities of a model and the threshold of the model's manifest.
 
 Training, the service and every other reader of a bundle share this module, so that they give the same answers. This
-module does not depend on protocols. It does not even import NumPy, because it only calls methods of the caller's
-arrays.
+module does not depend on protocols, and not even on NumPy, because it only calls methods of the caller's arrays.
 """
 
 from __future__ import annotations

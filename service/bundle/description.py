@@ -1,7 +1,7 @@
 """The description in the ONNX file of a model: the meaning of the inputs and the outputs, as JSON.
 
 The description is stored in `model.onnx` as the metadata entry `foldserve`, so that this file alone is enough to use
-the model. The description depends only on the schema of the table. It contains no name, version, time or path. This
+the model. The description depends only on the schema of the table, and contains no name, version, time or path. This
 module does not depend on ONNX.
 """
 

@@ -1,6 +1,6 @@
 """Reads and writes bundles on disk. A read checks everything, and a write leaves a whole bundle or nothing.
 
-This module checks the manifest, the seal and the hash of the model. It does not depend on the contents of the model.
+This module checks the manifest, the seal and the hash of the model, and does not depend on the contents of the model.
 """
 
 from __future__ import annotations

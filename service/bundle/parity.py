@@ -29,7 +29,7 @@ class Parity(FrozenModel):
     """The difference between the outputs of one runtime and the outputs of the reference, over `rows` rows.
 
     max_absolute: the largest difference, |out - ref|.
-    max_relative: the largest value of |out - ref| / |ref|. This maximum ignores an output if its relative tolerance,
+    max_relative: the largest value of |out - ref| / |ref|. `max_relative` ignores an output if its relative tolerance,
     `relative * |ref|`, is smaller than the absolute tolerance, `absolute`.
     worst: the largest share of the tolerance that an output uses: |out - ref| / (absolute + relative * |ref|). If
     `worst` is above 1, the check fails.

@@ -221,8 +221,8 @@ def _p99(before: Mapping[str, float], after: Mapping[str, float]) -> float | Non
 
     The result is the smallest bucket bound that at least 99% of the requests do not exceed.
 
-    Only the requests between the two scrapes count. If there were none, all requests since the start of the server
-    count. Returns None if the server has received no request at all, or if the smallest such bound is infinity.
+    Only the requests between the two scrapes count. If there were no such requests, all requests since the start of the
+    server count. Returns None if the server has received no request at all, or if the smallest bound is infinite.
     """
     bounds = sorted(after, key=float)
     counts = [after[bound] - before.get(bound, 0) for bound in bounds]

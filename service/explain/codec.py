@@ -85,8 +85,8 @@ class ExplanationCodec:
         complete = gap <= TOLERANCE * np.abs(parts).max(1)
         if not complete.all():
             raise IncompleteExplanation(f"the contributions of row {complete.argmin()} do not add up to the output")
-        # orjson writes the numbers of all rows, and a template puts the numbers of each row between the names. This is
-        # several times as fast as making a Python object for each row.
+        # orjson writes the numbers of all rows, and a template puts the numbers of each row between the names. The
+        # template is several times as fast as making a Python object for each row.
         numbers = orjson.dumps(np.ascontiguousarray(outputs[:, 1:]), option=orjson.OPT_SERIALIZE_NUMPY)
         template = self._template
         rows = [template % (*row.split(b","),) for row in numbers[2:-2].split(b"],[")]

@@ -71,7 +71,7 @@ class Rules:
 class Coordinator:
     """Owns the plan.
 
-    Any thread may call `submit` and `stop`. Only one thread at a time may call the other methods of a coordinator.
+    Any thread may call `submit` and `stop`. All other methods may be called by only one thread at a time.
     """
 
     def __init__(self, rules: Rules, policies: Policies, crew: Crew) -> None:
@@ -81,7 +81,7 @@ class Coordinator:
         self._records: dict[str, ModelRecord] = {}
         self._busy: set[str] = set()
         self._lock = threading.Lock()
-        # The thread waits for commands. An entry None makes the thread look at the folder.
+        # The thread takes commands from this queue. If the queue contains None, the thread looks at the folder.
         self._wishes: queue.SimpleQueue[tuple[Command, Future[None]] | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._unreadable = ""
@@ -290,7 +290,7 @@ def _version(number: int | None) -> str:
 
 
 def _nothing_to_serve(layout: Layout) -> str:
-    """Return a text with the reason why the folder has no models, and with the remedy."""
+    """Return a text that says why the folder has no models, and what to do about it."""
     folder, form = layout.folder, "<name>/<version>/" if layout.name is None else "bundle"
     text = f"no models to serve: {folder} holds no {form}"
     if any(folder.iterdir()):
@@ -302,7 +302,7 @@ def _nothing_to_serve(layout: Layout) -> str:
 
 
 def _nothing_serves(plan: Plan) -> str:
-    """Return a text with the reason why no model serves.
+    """Return a text that says why no model serves.
 
     The text names some of the models, each with the reason for its newest version.
     """

@@ -85,7 +85,7 @@ class Outcome(Message):
 
 class VersionPlan(Message):
     """The state of one version. reason: why the version is not ready; None if it is ready. compared: the measures of
-    its trial.
+    the version's trial.
     """
 
     state: State

@@ -237,8 +237,8 @@ class ModelRecord:
         return answered[-1] if answered else max(present)
 
     def shortfall(self, command: Command) -> str | None:
-        """Check whether a command has led to the state that it asks for. If it has not, undo the command and return the
-        reason. Otherwise return None.
+        """Check whether a command has led to the state that it asks for. If the state is another one, undo the command
+        and return the reason. Otherwise return None.
         """
         reason = None
         decision = self._wishes.decision
@@ -280,7 +280,7 @@ class ModelRecord:
         stable = self._policy.labels.get(STABLE)
         decision = self._wishes.decision
         if decision is not None and decision.current not in served:
-            decision = self._before.decision  # a command whose version may not serve changes nothing
+            decision = self._before.decision  # a command for a version that may not serve changes nothing
         if decision is not None and decision.current in served:
             newer = [] if stable is not None else [number for number in served if number > decision.newest]
             return max(newer, default=decision.current)

@@ -151,8 +151,8 @@ def _scan_model(folder: Path) -> Found:
 def _stamp(folder: Path) -> str:
     """Return a text that changes with the files of a bundle.
 
-    Kubernetes mounts each file as a link and changes the target of the link. So the stamp is made from the target's
-    status, not from the link's.
+    Kubernetes mounts each file as a link and changes the target of the link, so the stamp is made from the status of
+    the target.
     """
     stamps = []
     for name in _FILES:

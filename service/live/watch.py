@@ -1,7 +1,7 @@
 """Reports changes of files in a folder. This module does not depend on models.
 
-inotify sees changes of local files. It does not see changes that another machine makes on a network volume, and it may
-miss that a link is replaced. So the caller also looks at the folder every few seconds.
+inotify sees changes of local files. The caller also looks at the folder every few seconds, because inotify does not see
+changes that another machine makes on a network volume, and may miss that a link is replaced.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Finds the processors and the memory that this process may use, from its control groups and the scheduler.
 
-This module reads the kernel's files under /proc and /sys. It does not depend on models, thread pools or CUDA. A file
-sets no limit if it can't be read or has no valid number. The limits of both versions of control groups apply, even if a
-machine uses both. The kernel's documentation describes the files of control groups: admin-guide/cgroup-v2.rst,
+This module reads the kernel's files under /proc and /sys, and does not depend on models, thread pools or CUDA. A file
+sets no limit if it can't be read or has no valid number. If a machine uses both versions of control groups, the limits
+of both apply. The kernel's documentation describes the files of control groups: admin-guide/cgroup-v2.rst,
 admin-guide/cgroup-v1/memory.rst and scheduler/sched-bwc.rst.
 """
 
@@ -21,8 +21,8 @@ _UNLIMITED = 2**60
 class Memory:
     """The smallest memory limit of this process's groups, and the memory that this group uses, both in bytes.
 
-    used: the memory in use; None if it can't be read. It includes the page cache, which the kernel frees when memory is
-    short.
+    used: the memory in use, including the page cache, which the kernel frees when memory is short; None if this number
+    can't be read.
     """
 
     limit: int

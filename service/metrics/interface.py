@@ -20,7 +20,7 @@ BatchObserver = Callable[[int, float, list[float]], None]
 
 
 def ignore_batch(rows: int, seconds: float, waited: list[float]) -> None:
-    """Observe a run and do nothing."""
+    """Ignore a run of the model."""
 
 
 # The outcomes of a request with a valid API key, in order: the request is accepted; the key lacks the scope; the key
@@ -92,8 +92,8 @@ class Metrics:
     ) -> RequestMetrics:
         """Create the counts of one endpoint.
 
-        count_rows: a function that counts the unusual values in rows. Its argument contains the bytes of any number of
-        float32 rows.
+        count_rows: a function that counts the unusual values in rows. The function takes any number of float32 rows as
+        bytes.
         """
         return RequestMetrics()
 
@@ -112,8 +112,9 @@ class Metrics:
         """Record a model that was loaded and verified."""
 
     def record_refused(self, refused: Collection[tuple[str, str]]) -> None:
-        """Record all versions that are refused now. Each is a pair of texts: the model and the version. If the folder
-        of a model can't be read, the version is an empty text.
+        """Record all versions that are refused now.
+
+        refused: pairs of a model and a version. If the folder of a model can't be read, the version is an empty text.
         """
 
     def forget(self, model: str, version: str, parts: Iterable[object]) -> None:

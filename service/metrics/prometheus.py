@@ -1,6 +1,6 @@
 """Defines every Prometheus metric: name, help, labels and buckets. A test compares docs/metrics.md with this file.
 
-Counting must cost little compared with serving. So a request only appends its values to lists. The values are later
+Counting must cost little compared with serving, so a request only appends its values to lists. The values are later
 added to prometheus_client's metrics: at a scrape, once a second, or when a list grows long. With several workers,
 prometheus_client's multiprocess mode adds up the processes. Each worker must have PROMETHEUS_MULTIPROC_DIR in its
 environment before it imports this module. This module does not depend on the modules that call it to count. This module
@@ -50,7 +50,7 @@ from foldserve.service.metrics.quality import QualityCollector
 from foldserve.service.metrics.workers import WorkersCollector
 
 # Without this call, prometheus_client also exports the time at which each series was created, as a series of its own.
-# In multiprocess mode, it never exports these times.
+# In multiprocess mode, prometheus_client never exports these times.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"

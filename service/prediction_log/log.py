@@ -25,8 +25,8 @@ from foldserve.service.prediction_log.folder import LogFolder
 
 log = logging.getLogger("foldserve")
 
-# The largest total size, in bytes, of all samples that are not written yet. They wait first in the queue, and then for
-# the next file of their version.
+# The largest total size, in bytes, of all samples that are not written yet. Samples wait first in the queue, and then
+# for the next file of their version.
 _MAX_WAITING = 64 * 2**20
 # A file is written when the samples of one version have this number of bytes.
 _FULL_FILE = 16 * 2**20

@@ -1,8 +1,7 @@
 """Takes a sample of the rows that a model answers. Another thread counts the sample, so replies do not wait.
 
-The sampler copies each row at most once. While the server is busy, it takes only every k-th row, and each taken row
-counts as k rows. So the time that sampling needs per second has an upper limit. This module does not count the rows
-itself.
+The sampler copies each row at most once. While the server is busy, the sampler takes only every k-th row, and counts it
+as k rows, so that the time for sampling per second has an upper limit. This module does not count the rows itself.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ _VALUES = 2**16
 _MIN_ROWS, _MAX_ROWS = 64, 1024
 # The waiting rows are counted as soon as this number of rows is waiting, or after this number of seconds.
 _SOON_ROWS, _SOON_SECONDS = 512, 10.0
-# Only every k-th row is taken. Once a second, k is computed from the rows of the last second. If a buffer is full
-# before that, k is multiplied by this factor.
+# Only every k-th row is taken. Once a second, k is computed from the number of rows in the last second. If a buffer
+# becomes full earlier, k is multiplied by this factor.
 _GROWTH = 4
 
 # A function that counts rows, float32 [rows, features], and their outputs, float32 [rows, outputs]. The third argument

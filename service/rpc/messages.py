@@ -1,8 +1,8 @@
 """Checks the size of a call's message, and then reads the message.
 
-This module parses the bytes of protobuf, and does not depend on calls. From two bytes of a message, protobuf can make
-objects of up to a hundred bytes. protobuf also holds the interpreter lock until the whole message is read. So this
-module limits the number of bytes that a message may have besides the raw bytes of its tensors.
+This module parses the bytes of protobuf, and does not depend on calls. This module limits the number of bytes that a
+message may have besides the raw bytes of its tensors, for two reasons. From two bytes of a message, protobuf can make
+objects of up to a hundred bytes. Until the whole message is read, protobuf also holds Python's interpreter lock.
 
 https://protobuf.dev/programming-guides/encoding
 """

@@ -15,8 +15,8 @@ from foldserve.service.runtime.session import open_cpu, run_options
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-# Batches of at most this number of rows use arrays that are bound to the session. For larger batches, this would save
-# no measurable time.
+# Batches of at most this number of rows use arrays that are bound to the session. For larger batches, bound arrays
+# would save no measurable time.
 _MAX_BOUND_ROWS = 32
 
 
@@ -48,8 +48,8 @@ class CpuRunner:
 
 
 class _Binding:
-    """An input array and an output array that are bound to the session, for batches of one size. This halves the time
-    of a small run.
+    """An input array and an output array that are bound to the session, for batches of one size. Bound arrays halve the
+    time of a small run.
     """
 
     def __init__(self, session: ort.InferenceSession, inputs: ort.NodeArg, outputs: ort.NodeArg, size: int) -> None:

@@ -1,14 +1,14 @@
 """Runs a model on CUDA. Each batch is padded to one of a few sizes, and each size has a captured CUDA graph.
 
 This module owns a session and a stream, and recovers from failures. The module `cuda_buffers` has the code that runs a
-batch. This module does not depend on bundles. A CUDA graph contains the copies and the kernels of a run. So a run with
+batch. This module does not depend on bundles. A CUDA graph contains the copies and the kernels of a run, so a run with
 a graph needs only one launch and one wait. A batch that is larger than every graph runs without a graph, kernel by
 kernel.
 
-ONNX Runtime could capture and replay its kernels itself. This module captures them instead, for three reasons. First,
-ONNX Runtime keeps separate graphs for each thread. Second, a replay by ONNX Runtime needs a whole call of ONNX Runtime,
-and its graphs do not contain the copies. Third, ONNX Runtime captures in CUDA's global mode, in which no other model
-may allocate memory. docs/cuda.md has the details.
+ONNX Runtime could capture and replay its kernels itself. This module captures the kernels instead, for three reasons.
+First, ONNX Runtime keeps separate graphs for each thread. Second, a replay by ONNX Runtime needs a whole call of ONNX
+Runtime, and its graphs do not contain the copies. Third, ONNX Runtime captures in CUDA's global mode, in which no other
+model may allocate memory. docs/cuda.md has the details.
 """
 
 from __future__ import annotations

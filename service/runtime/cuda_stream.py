@@ -308,7 +308,7 @@ class CudaStream:
     def _call(self, name: str, *arguments: object) -> None:
         code = getattr(self._runtime, name)(*arguments)
         if code:
-            # CUDA remembers the error as the last error of this thread. The next call clears it, because otherwise ONNX
+            # CUDA remembers the error as the last error of this thread. Clear this last error, because otherwise ONNX
             # Runtime would report it as a failure of the next kernel.
             self._runtime.cudaGetLastError()
             raise CudaError(name, code, self._runtime.cudaGetErrorString(code).decode())

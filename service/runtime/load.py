@@ -28,7 +28,7 @@ _MOST_INPUTS_IN_GRAPH = 32
 class Runtime:
     """A loaded model that runs batches, for one caller at a time.
 
-    provider: ONNX Runtime's name of the execution provider. why: a text with the reason why the model runs on this
+    provider: ONNX Runtime's name of the execution provider. why: a text that says why the model runs on this
     device. crossover: batches with fewer rows than this number run on the CPU, even if CUDA works.
     """
 

@@ -1,8 +1,8 @@
 """Converts a graph to matrix products in fp16 or bf16, and widens the tolerance of the golden outputs.
 
-This module opens no sessions. TF32 needs no conversion, because it is an option of the CUDA provider. ONNX Runtime has
-a converter too, but this module does not use it, for three reasons. It does not support bf16. It clips weights that
-overflow, instead of refusing them. It does not sort its graph topologically, so `onnx.checker` refuses the graph.
+This module opens no sessions. TF32 needs no conversion, because it is an option of the CUDA provider. This module does
+not use the converter of ONNX Runtime, for three reasons: that converter does not support bf16, it clips weights that
+overflow instead of refusing them, and it does not sort its graph topologically, so `onnx.checker` refuses the graph.
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ def cuda_options(options: Options, stream: int | None = None) -> dict[str, str]:
 def is_expected(refusal: DeviceError) -> bool:
     """Return whether CUDA is refused because the machine has no GPU and its ONNX Runtime is built for the CPU.
 
-    In this case, the user does not need to read why CUDA is not available.
+    On a machine without a GPU, the user does not need to read why CUDA is not available.
     """
     return str(refusal) == _WITHOUT_CUDA and not nvidia.has_gpu()
 

@@ -1,8 +1,9 @@
 """Changes a model so that its runs on CUDA take less time.
 
 The changed model computes the same function as the original model. This module opens no sessions. The three shortcuts
-follow from the documentation of CUDA and ONNX Runtime, and from the source code of ONNX Runtime. They were never
-measured on a GPU. So `load` checks the golden rows with all shortcuts on, and turns all of them off if the check fails.
+follow from the documentation of CUDA and ONNX Runtime, and from the source code of ONNX Runtime. The shortcuts were
+never measured on a GPU, so `load` checks the golden rows with all shortcuts on, and turns all of them off if the check
+fails.
 """
 
 from __future__ import annotations

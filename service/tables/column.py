@@ -24,8 +24,8 @@ Mask = npt.NDArray[np.bool_]
 Problem = tuple[Mask, str]
 """A bool array [rows] that is True for the refused rows, and the reason, which follows the name of the column."""
 
-# The texts that mean true or false in a file without types, such as a CSV file. They apply only to a column that had no
-# texts in the training table.
+# The texts that mean true or false in a file without types, such as a CSV file. These texts apply only to a column that
+# had no texts in the training table.
 _UNTYPED = Reading(true=TRUE, false=FALSE)
 _MICROSECONDS = {"day": 86_400_000_000, "hour": 3_600_000_000}
 

@@ -1,7 +1,7 @@
 """Chooses each setting from measurements. The module has only pure functions: it measures nothing and writes nothing.
 
-A setting may cost memory or processor time. The constants in this module say how large the gain must be to justify this
-cost.
+A setting may cost memory or processor time. The constants in this module say how large the gain from a setting must be
+to justify its cost.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from foldserve.service.commands.tune.workload import MAX_BATCH
 from foldserve.service.figures import count_of, format_duration
 from foldserve.service.runtime.session import Device
 
-# A CUDA graph needs GPU memory. So `tune` chooses a graph only if it is faster, by at least this share of the time,
-# than both the next larger graph and a plain run.
+# `tune` chooses a CUDA graph, which needs GPU memory, only if this graph saves at least this share of the time, both
+# against the next larger graph and against a plain run.
 _GRAPH_SAVING = 0.05
 # The number of threads is doubled only if this makes the runs faster by this factor, on average over the batch sizes.
 # If the factor is lower, additional processes use the cores better: two processes on two cores do twice the work of one

@@ -72,7 +72,7 @@ def _processes(count: int, task: tuple[Path, Options, Load]) -> Iterator[list[Co
     The processes end when the context ends.
     """
     context = multiprocessing.get_context("spawn")
-    # Otherwise a new process would start the resource tracker, and starting it unblocks SIGINT.
+    # Start the resource tracker now. Otherwise a new process would start it, which would unblock SIGINT.
     resource_tracker.ensure_running()
     connections: list[Connection] = []
     processes: list[Any] = []  # the class of the spawn context's processes is not public
