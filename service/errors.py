@@ -171,7 +171,7 @@ class ModelBusy(RequestError):  # noqa: N818
 
 
 class LoadRefused(RequestError):  # noqa: N818
-    """A version may not serve, so the command of an operator was not executed."""
+    """The command of an operator was not executed, because it would need a version that is not allowed to serve."""
 
 
 class Overloaded(RequestError):  # noqa: N818

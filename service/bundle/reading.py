@@ -1,8 +1,8 @@
 """Reading: how the text of one cell becomes a value.
 
 Training chooses a reading for each column, and the service uses the same reading. This module handles one text at a
-time, and does not depend on files or columns. Its patterns use only syntax that both Python's `re` and RE2 have, so
-Arrow can apply the patterns to a whole column.
+time, and does not depend on files or columns. The patterns in this module use only syntax that both Python's `re` and
+RE2 have, so Arrow can apply them to a whole column.
 """
 
 from __future__ import annotations

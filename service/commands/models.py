@@ -137,7 +137,7 @@ def show(server: Server, *, as_json: bool) -> None:
     """Print every version of every model. Raises `CommandRefused`.
 
     Rates and latencies come from two scrapes of the metrics. Rates and latencies are left out if the server has no
-    metrics, or if the key may not read the metrics.
+    metrics, or if the key gives no right to read the metrics.
     """
     index = server.get(server.admin, "POST", "/v2/repository/index")
     before, began = _scrape(server), time.monotonic()

@@ -37,7 +37,7 @@ class Control(Protocol):
         """Refuse all later changes of the models."""
 
     def join(self) -> None:
-        """Let a change that has begun finish, but wait at most some seconds for it. Call `join` after `stop`."""
+        """If a change has begun, wait for its end, but at most a few seconds. Call `join` after `stop`."""
 
     async def execute(self, command: Command) -> None:
         """Execute a command of an operator. Raises `RequestError`."""
@@ -91,7 +91,7 @@ class LocalControl:
             self._coordinator.stop()
 
     def join(self) -> None:
-        """Let a change that has begun finish, but wait at most some seconds for it. Call `join` after `stop`."""
+        """If a change has begun, wait for its end, but at most a few seconds. Call `join` after `stop`."""
         if self._thread is not None:
             self._thread.join(_JOIN_SECONDS)
 

@@ -58,8 +58,8 @@ class Crew(Protocol):
 class Rules:
     """The settings of a coordinator.
 
-    layout: where the bundles are. follow: whether a change of the folder changes the models. rescan: the seconds
-    between two looks at the folder. default_model: the value of the setting `default_model`.
+    layout: where the bundles are. follow: whether the coordinator loads and unloads models when the folder changes.
+    rescan: the seconds between two looks at the folder. default_model: the value of the setting `default_model`.
     """
 
     layout: Layout

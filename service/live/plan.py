@@ -37,8 +37,8 @@ class Trial(Message):
 class Attempt(Message):
     """A version that every process must try to load.
 
-    stamp: identifies the contents of the version's files. trial: None if the version need not be compared with another
-    one.
+    stamp: identifies the contents of the version's files. trial: the comparison with another version; None if the
+    version need not be compared.
     """
 
     name: str
@@ -69,10 +69,10 @@ class Changes(Message):
 class Outcome(Message):
     """The result of one attempt in one process.
 
-    reason: why the version may not serve; None if it may. final: whether waiting is useless, because the reason would
-    still hold after all files are copied. digest: identifies the contents that were read. compared: the measures of the
-    trial, by name. live, golden: the changes for the live rows of this process, and for the golden rows of the active
-    version.
+    reason: why the version must not serve; None if it is allowed to serve. final: whether waiting is useless, because
+    the reason would still hold after all files are copied. digest: identifies the contents that were read. compared:
+    the measures of the trial, by name. live, golden: the changes for the live rows of this process, and for the golden
+    rows of the active version.
     """
 
     reason: str | None = None

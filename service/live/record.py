@@ -280,7 +280,7 @@ class ModelRecord:
         stable = self._policy.labels.get(STABLE)
         decision = self._wishes.decision
         if decision is not None and decision.current not in served:
-            decision = self._before.decision  # a command for a version that may not serve changes nothing
+            decision = self._before.decision  # a command for a version that must not serve changes nothing
         if decision is not None and decision.current in served:
             newer = [] if stable is not None else [number for number in served if number > decision.newest]
             return max(newer, default=decision.current)

@@ -39,7 +39,7 @@ class Layout(Protocol):
 
     @property
     def name(self) -> str | None:
-        """The name of the only model; its bundles may have another name. None if the folder has many models."""
+        """The name of the only model, whose bundles may have another name; None if the folder is for many models."""
 
     def scan(self) -> dict[str, Found]:
         """List every model by its name. Raises `StartError` if the folder is missing or can't be read."""

@@ -115,7 +115,7 @@ class Monitor:
         return sums[self._of_features.stop :]
 
     def _count(self, rows: Rows, outputs: Outputs, weight: int) -> None:
-        """Count rows and their outputs. Each row counts `weight` times."""
+        """Count rows and their outputs. Each row is counted `weight` times."""
         sums = np.zeros(self.size)
         sums[Sum.ROWS] = weight * len(rows)
         sums[Sum.COUNTED] = len(rows)

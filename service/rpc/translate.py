@@ -1,6 +1,6 @@
 """Translates gRPC messages of the Open Inference Protocol to HTTP bodies of the same protocol, and back.
 
-Because of this translation, gRPC and HTTP use the same codec, the same batcher and the same limits. Every tensor becomes
+With this translation, gRPC and HTTP use the same codec, the same batcher and the same limits. Every tensor becomes
 binary data, as in `raw_input_contents`. This module does not depend on models or servers.
 """
 

@@ -22,8 +22,8 @@ from foldserve.service.runtime.shortcuts import Shortcuts
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-# The capture of a CUDA graph may not allocate memory. The first run allocates memory for each tensor. ONNX Runtime then
-# plans one block of memory for all tensors. The second run allocates this block of memory.
+# While a CUDA graph is captured, no memory may be allocated. The first run allocates memory for each tensor. ONNX
+# Runtime then plans one block of memory for all tensors. The second run allocates this block of memory.
 _RUNS_BEFORE_CAPTURE = 2
 # A kernel writes outputs of at most this number of bytes directly to the host. Larger outputs are copied after the run,
 # which is then faster.

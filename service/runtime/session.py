@@ -1,4 +1,4 @@
-"""This is the only module that opens ONNX Runtime sessions. A session runs on exactly the requested device.
+"""Only this module opens ONNX Runtime sessions. A session runs on exactly the requested device.
 
 Serving, the certificate, the doctor and the diagnosis all use this module, so a model is certified and served with
 sessions of the same kind. This module takes the bytes of a model, and does not depend on bundles or rows.

@@ -41,7 +41,7 @@ class ReadOptions:
 class Source:
     """The columns of a table, with the cells of all rows.
 
-    rows: the number of rows.
+    rows: the number of rows in the table.
     typed: whether the source states the types of its cells. A CSV file does not state types: all its cells are texts.
     take: a function that returns the cells of a column and removes them from the source, so that a large table is in
     memory only once. For each column, `take` can be called only once. Columns of texts have Arrow's type string. A

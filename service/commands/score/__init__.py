@@ -12,6 +12,6 @@
     progress.py    the progress bar
     summary.py     the notes and counts that the user sees
 
-The division into chunks depends only on the files and the model. So a resumed run, and a run on another engine, give
-the same bytes as one run.
+The division into chunks depends only on the files and the model, so the output has the same bytes even if the run is
+resumed or uses another engine.
 """

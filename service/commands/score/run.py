@@ -163,7 +163,9 @@ def _write_stream(
 def _write_files(
     options: ScoreOptions, work: Work, runtime: Runtime, scorer: Scorer, target: Output, counted: Counted
 ) -> None:
-    """During the run, write the answers into the journal. At the end, copy them from the journal into the output."""
+    """During the run, write the answers into the journal. At the end, copy the answers from the journal into the
+    output.
+    """
     path = target.path or Path()
     with _explaining(path):
         job = _job(options, work, runtime, target)

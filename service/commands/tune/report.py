@@ -127,5 +127,5 @@ def write(tuning: Tuning, output: Path) -> None:
 
 
 def _printable(text: str) -> str:
-    """Remove characters that a comment in TOML may not hold."""
+    """Remove the characters that TOML forbids in comments."""
     return "".join(filter(str.isprintable, text))

@@ -72,7 +72,7 @@ def _processes(count: int, task: tuple[Path, Options, Load]) -> Iterator[list[Co
     The processes end when the context ends.
     """
     context = multiprocessing.get_context("spawn")
-    # Start the resource tracker now. Otherwise a new process would start it, which would unblock SIGINT.
+    # Start the resource tracker now, because a new process would otherwise start it, which would unblock SIGINT.
     resource_tracker.ensure_running()
     connections: list[Connection] = []
     processes: list[Any] = []  # the class of the spawn context's processes is not public
@@ -138,7 +138,7 @@ def _receive(connection: Connection) -> Any:
 def _wait_until_ready(connections: Sequence[Connection]) -> tuple[list[Connection], str | None]:
     """Wait for every process.
 
-    Return the connections to the ready processes. Also return why the first of the other processes is not ready.
+    Return the connections to the ready processes. If a process is not ready, also return the reason.
     """
     ready, refusal = [], None
     for connection in connections:
