@@ -135,8 +135,8 @@ def fit(
     progress bars. By default nothing is printed, and each note on the table is a `TableWarning`.
 
     Returns the written bundle, the next version of `name`. Raises `DataError`, which is a `ValueError`, for a table
-    that can't be used. If the training or the writing of the bundle fails for any other reason, raises another subclass
-    of `TrainingError`, or `BundleError`. Raises `ValueError` for a wrong option, and `MissingExtra` if a library is not
+    that can't be used. Raises `BundleError`, or a subclass of `TrainingError` other than `DataError`, if the training
+    or the writing of the bundle fails. Raises `ValueError` for a wrong option, and `MissingExtra` if a library is not
     installed.
     """
     require(*_LIBRARIES, extra=_EXTRAS)

@@ -51,9 +51,9 @@ def import_model(
     table to leave out. seed: the seed of the random rows.
 
     Returns the written bundle, the next version of `name`. Each note is shown as a `TableWarning`. Raises `DataError`,
-    which is a `ValueError`, for a table that does not fit the model. If the import or the writing of the bundle fails
-    for any other reason, raises another subclass of `TrainingError`, or `BundleError`. Raises `ValueError` for a wrong
-    name, and `MissingExtra` if a library is not installed.
+    which is a `ValueError`, for a table that does not fit the model. Raises `BundleError`, or a subclass of
+    `TrainingError` other than `DataError`, if the import or the writing of the bundle fails. Raises `ValueError` for a
+    wrong name, and `MissingExtra` if a library is not installed.
     """
     require(*_LIBRARIES, extra=_EXTRAS)
     if not bundle.NAME.fullmatch(name):

@@ -119,8 +119,7 @@ class Explainer:
     def _integrate(self, from_reference: Floats, chosen: npt.NDArray[np.intp], gap: Floats) -> Floats:
         """Return the integrated gradients, float64 [rows, columns].
 
-        gap: for each row, the output minus the offset. The integrated gradients of a row should add up to this
-        difference.
+        gap: for each row, the output minus the offset. The integrated gradients of a row should add up to its gap.
         """
         parts = np.zeros_like(from_reference)
         left = np.arange(len(chosen))

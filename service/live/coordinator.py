@@ -234,7 +234,7 @@ class Coordinator:
             outcomes: list[Outcome] = []
             if attempts:
                 outcomes = merge(attempts, [o.outcomes for o in self._crew.prepare(Attempts(attempts=tuple(attempts)))])
-                if not outcomes:  # every process has died, and the new processes serve the last plan
+                if not outcomes:  # every process has died; the new processes will serve the last plan
                     return
             for attempt, outcome in zip(attempts, outcomes, strict=True):
                 self._records[attempt.name].take(attempt, outcome, now)

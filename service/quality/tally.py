@@ -59,7 +59,7 @@ class Window:
         self._step = seconds / PARTS
         self._clock = clock
         self._lock = threading.Lock()
-        self._parts: deque[tuple[int, Numbers]] = deque()  # each part has a number and sums; the oldest is first
+        self._parts: deque[tuple[int, Numbers]] = deque()  # the number and the sums of each part, the oldest part first
         self._began = clock()
 
     def add(self, sums: Numbers) -> None:

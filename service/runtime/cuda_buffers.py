@@ -1,4 +1,4 @@
-"""Buffers for batches on CUDA that are bound to a session, and the runs that use them.
+"""Runs batches on CUDA with buffers that are bound to a session.
 
 This module does not depend on bundles, and does not handle a failed device. A large batch runs in pieces. While the GPU
 computes one piece, the host copies the next piece to page-locked memory, and from there to the GPU.

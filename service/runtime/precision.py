@@ -60,7 +60,7 @@ class _Converter:
         self._precision = precision
         self._type = _TYPES[precision]
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
-        self._narrow: dict[str, str] = {}  # the name in the narrow type, by the float32 name
+        self._narrow: dict[str, str] = {}  # maps the name of a float32 tensor to its name in the narrow type
         self._wide = {graph.input[0].name}  # the tensors that exist in float32
         self._outputs = {output.name for output in graph.output}
         self._nodes: list[onnx.NodeProto] = []

@@ -25,7 +25,7 @@ _WRITE_ONLY = {"Softmax", "Sigmoid"}
 # than for 1,024.
 _SMALL = 2**20
 _PIECE = 2**23  # bytes of a piece: large enough to keep a GPU busy, small enough to hide the first copy
-# Columns are added until their number is a multiple of this number, so that each row of float32 begins at a multiple of
+# The number of columns is rounded up to a multiple of this number, so that each row of float32 begins at a multiple of
 # 16 bytes.
 _ALIGNED = 4
 
@@ -83,7 +83,7 @@ class _Biases:
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._graph = graph
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
-        self._wider: dict[str, int] = {}  # the number of columns added to a tensor, by its name
+        self._wider: dict[str, int] = {}  # maps the name of a tensor to the number of columns added to the tensor
 
     def move(self) -> bool:
         """Change the graph. Return whether a bias was moved."""

@@ -17,9 +17,9 @@ from foldserve.service.sources.source import Source, check_names, one_line
 def read(path: Path) -> Source:
     """Read the arrays `x` and `y` of an .npz file.
 
-    If the file has no arrays named `x` and `y`, read its only two arrays with the shapes of the features and the
-    target. The array `feature_names` gives the names of the columns. Without `feature_names`, the names are x0, x1 and
-    so on. The target is the array `y`.
+    If the file has no arrays named `x` and `y`, but exactly one array [rows, columns] and one array [rows], read these
+    two arrays. The array `feature_names` gives the names of the columns. Without `feature_names`, the names are x0, x1
+    and so on. The target is the array `y`.
     """
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:

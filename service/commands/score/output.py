@@ -114,8 +114,8 @@ def publish(output: Output, written: Path, refused: Path | None) -> None:
 
     The file of answers is renamed last, so it exists only if the output is complete. Raises `OSError`.
 
-    refused: the new file of refused rows. None means that no row was refused. If no row was refused, a file of refused
-    rows from an earlier run is removed.
+    refused: the new file of refused rows. If no row was refused, `refused` is None, and a file of refused rows from an
+    earlier run is removed.
     """
     if output.path is None:
         return

@@ -16,8 +16,8 @@ from foldserve.service.commands.tune.workload import MAX_BATCH
 from foldserve.service.figures import count_of, format_duration
 from foldserve.service.runtime.session import Device
 
-# `tune` chooses a CUDA graph, which needs GPU memory, only if this graph saves at least this share of the time, both
-# against the next larger graph and against a plain run.
+# A CUDA graph needs GPU memory, so `tune` chooses a graph only if the graph saves at least this share of the time. The
+# time of the graph is compared with the time of the next larger graph and with the time of a plain run.
 _GRAPH_SAVING = 0.05
 # The number of threads is doubled only if this makes the runs faster by this factor, on average over the batch sizes.
 # If the factor is lower, additional processes use the cores better: two processes on two cores do twice the work of one
