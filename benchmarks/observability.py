@@ -1,7 +1,7 @@
 """Measures the cost of access log, prediction log and traces: `python benchmarks/observability.py`; needs wrk.
 
-The benchmark compares the processor time per request, because other programs disturb this time less than the rate.
-In each round, the servers get the same load, one server after the other. `--baseline DIR` also measures the code of
+The benchmark compares the processor time per request, because other programs disturb the rate more than this time. In
+each round, the servers get the same load, one server after the other. `--baseline DIR` also measures the code of
 another checkout.
 """
 
@@ -77,7 +77,7 @@ def measure(server: servers.Server, body: Path, headers: dict[str, str], seconds
 
 
 def report(title: str, rounds: dict[str, list[tuple[float, float]]]) -> None:
-    """Print the medians of the figures, and the medians of their ratios to `off` in the same round."""
+    """Print the median of each figure, and the median of its ratio to the figure of `off` in the same round."""
     print(
         f"\n| {title} | processor time, µs per request | ÷ off | requests/s | ÷ off |\n| --- | --- | --- | --- | --- |"
     )

@@ -1,8 +1,9 @@
 """Computes the replicas for a load from measurements on one core: `python benchmarks/scaling.py [--write]`.
 
 First, one server on one core answers each protocol in a closed loop. The closed loop gives the processor time of a
-request. The table of replicas follows from the processor times. Then servers get requests at random times. The measured
-latencies are compared with the latencies of a simulation (`rig/queue_check.py`), which uses only processor times.
+request. The program computes the table of replicas from the processor times. Then servers get requests at random times.
+The measured latencies are compared with the latencies of a simulation (`rig/queue_check.py`), which uses only processor
+times.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ PROTOCOLS = (
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of one request: processor seconds of the server, and bytes of the two bodies.
+    """The cost of one request: the server's processor time in seconds, and the sizes of the request and the response.
 
     sent: the bytes of the request body. received: the bytes of the response body.
     """

@@ -50,7 +50,7 @@ def write_input(folder: Path, files: int, model: bundle.Bundle) -> np.ndarray:
 
 
 def bare(model: bundle.Bundle, rows: np.ndarray, files: int) -> float:
-    """Return the rows a second of only `session.run`."""
+    """Return the rows per second of `session.run` alone."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = cgroup.threads()
     session = ort.InferenceSession(model.model, options, providers=["CPUExecutionProvider"])

@@ -29,7 +29,9 @@ _EDGE = 0.1  # time in seconds from the start of a second until the swap in this
 
 
 def main() -> None:
-    """Print the p50 and the p99 latency of seconds with and without a swap, and the ratio of the two p99 latencies."""
+    """Print the p50 and the p99 latency during seconds with a swap and during quiet seconds, and the ratio of the two
+    p99 latencies.
+    """
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--clients", type=int, default=8)
@@ -63,8 +65,8 @@ def make(folder: Path) -> Path:
 def measure(
     port: int, made: list[Path], target: Path, seconds: int, clients: int
 ) -> tuple[dict[bool, list[float]], int]:
-    """Return the latencies, and the number of versions. The latencies of seconds with a swap have the key True, and all
-    others have the key False.
+    """Return the latencies, and the number of versions. The latencies during seconds with a swap have the key True, and
+    those during quiet seconds have the key False.
     """
     samples: list[tuple[float, float, bytes]] = []
     stop = threading.Event()

@@ -31,7 +31,7 @@ Block = tuple[int, str]  # the number of the block's first line, counted from 1,
 
 
 def comments(text: str) -> Iterator[Block]:
-    """Join the comment lines of Python that follow each other. A comment after code is a separate block."""
+    """Join consecutive comment lines of Python. A comment after code is a separate block."""
     begins, lines, last = 0, [], -1
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type != tokenize.COMMENT:

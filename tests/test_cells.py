@@ -90,7 +90,7 @@ def test_a_training_row_posted_as_its_cells_is_read_as_in_training(rows):
 
 @pytest.fixture
 def townspeople(tmp_path):
-    """A table in which numbers, categories and booleans each have different texts for missing values."""
+    """A table of numbers, categories and booleans with two texts for missing values, `?` and `-9`."""
     rows = [("Oslo", "1", "true", "7"), ("?", "2", "?", "-9"), ("Rome", "3", "false", "8")] * 4
     path = tmp_path / "t.csv"
     path.write_text("town,size,member,n,y\n" + "".join(f"{','.join(row)},{i % 2}\n" for i, row in enumerate(rows)))

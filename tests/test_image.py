@@ -18,7 +18,8 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-# The extras of each list. torch has a separate list, because it comes from a separate index.
+# The extras of pyproject.toml that each list of requirements contains. torch has a separate list, because it comes from
+# a separate index.
 LISTS = {"cpu": ("cpu",), "gpu": ("gpu",), "train": ("cpu", "train", "tune")}
 TRAINER_ONLY = {"torch", "scikit-learn", "scipy", "pyarrow", "optuna"}
 

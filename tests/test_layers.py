@@ -16,7 +16,7 @@ import foldserve
 PACKAGE = Path(foldserve.__file__).parent
 
 # Each line has the name of a layer below `foldserve`, then the layers that this layer may import. A layer is a module
-# or a folder. If a name has no package, it is in the package of the line's layer. Each layer comes after all layers
+# or a folder. A name without a package is in the package of the line's first layer. Each layer comes after all layers
 # that it may import, so the table has no circular imports. A line that begins with a blank continues the line before
 # it.
 TABLE = """

@@ -121,7 +121,7 @@ def test_every_file_that_checks_a_promise_exists():
 
 
 def test_its_figures_are_those_of_the_benchmarks_and_no_missed_target_is_left_out():
-    """The target, the median and the verdict of each benchmark are the same in benchmarks/README.md."""
+    """README.md and benchmarks/README.md give the same target, median and verdict for each benchmark."""
     claimed = {
         (target, measured, verdict)
         for target, measured, verdict, check in re.findall(
@@ -149,5 +149,5 @@ def test_the_page_on_training_names_every_flag_of_fit_and_no_flag_that_does_not_
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", page))
     fit, diagnose = _flags("fit", capsys), _flags("diagnose", capsys)
     assert {"--target", "--no-batch-norm", "--help"} <= fit
-    assert {flag for flag in fit if not flag.startswith("--no-")} <= named  # the page may leave out the flags --no-*
+    assert {flag for flag in fit if not flag.startswith("--no-")} <= named  # the page need not show the flags --no-*
     assert named <= fit | diagnose

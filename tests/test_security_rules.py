@@ -1,4 +1,6 @@
-"""The rules of SECURITY.md. Each test checks one rule on the code, the real commands or the real server."""
+"""The project follows the rules of SECURITY.md. Each test checks one rule on the code, the real commands or the real
+server.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +97,7 @@ def test_no_module_unpickles_or_runs_code_from_data() -> None:
 
 
 def test_sizes_from_a_request_are_multiplied_without_overflow() -> None:
-    """`np.prod` wraps around at 64 bits. `math.prod` does not wrap around."""
+    """A product of `np.prod` may overflow 64 bits without an error. `math.prod` never overflows."""
     for path, tree in MODULES.items():
         if path.startswith("service/"):
             allowed = {"math.prod"} | ({"prod"} if "math.prod" in imported(tree) else set())

@@ -2,7 +2,7 @@
 
 python optimise_onnx.py TOOL SOURCE TARGET [SOURCE TARGET ...]
 
-A file that the tool can't optimise is left out, and its reason is in TARGET with the suffix `.txt`.
+If the tool can't optimise a file, the program writes the reason to TARGET with the suffix `.txt`.
 """
 
 from __future__ import annotations

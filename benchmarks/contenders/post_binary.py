@@ -63,7 +63,7 @@ def post(port: int, request: bytes, seconds: float, connections: int) -> dict[st
                 continue
             one.sent, one.missing, one.started = 0, None, clock()
             one.received.clear()
-            one.sent = one.socket.send(view[:_PIECE])  # the send buffer is empty, so most sends need no `select`
+            one.sent = one.socket.send(view[:_PIECE])  # the send buffer is empty, so most sends do not wait
             if one.sent < len(request):
                 selector.modify(one.socket, selectors.EVENT_WRITE, one)
     return {"seconds": clock() - start, "latencies": latencies, "errors": errors}

@@ -13,7 +13,7 @@ import onnxruntime
 
 @bentoml.service(workers=1, logging={"access": {"enabled": False}})
 class Digits:
-    """A service with one worker, which runs the model."""
+    """A service whose only worker runs the model."""
 
     def __init__(self) -> None:
         options = onnxruntime.SessionOptions()

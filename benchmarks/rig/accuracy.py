@@ -71,7 +71,7 @@ def find_tables(folders: Iterable[Path], wanted: Sequence[str] | None) -> list[T
 
 
 def measure(tables: Sequence[Table], names: Sequence[str], seeds: int, core: int) -> tuple[Fits, dict[str, str]]:
-    """Fit every contender on every table, seed by seed. Return the fits, and the reasons of the failures."""
+    """Fit every contender on every table, seed by seed. Return the fits, and the reasons for the failures."""
     fits: Fits = {}
     failed: dict[str, str] = {}
     for seed in range(seeds):
@@ -127,7 +127,7 @@ class Figures:
     fits: Fits
 
     def of_table(self, table: Table, name: str, metric: str) -> float | None:
-        """Return the median of one contender on one table."""
+        """Return the median of a metric over the fits of one contender on one table."""
         fits = self.fits.get((table.name, name), [])
         return median(_values(fits, metric)) if fits else None
 

@@ -62,7 +62,7 @@ FASTIFY = ("node", "benchmarks/contenders/serve_fastify.mjs", "{port}", MODEL, "
 
 
 def _constant(name: str, title: str, script: str) -> Contender:
-    """Return a server of constant responses, whose rate is an upper bound."""
+    """Return a server of constant responses. Its rate is an upper bound for servers that also run the model."""
     command = ("{python}", f"benchmarks/contenders/{script}.py", "{port}", "{sizes}")
     return Contender(name, title, command, "/0", (Endpoint("json", "/{index}", predicts=False),))
 

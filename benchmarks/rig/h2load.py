@@ -45,7 +45,7 @@ def version() -> str:
 
 
 def prefixed(message: bytes) -> bytes:
-    """Return a message with the prefix of gRPC: no compression, and the length."""
+    """Return a message after gRPC's prefix, which says that the message is not compressed and gives its length."""
     return struct.pack(">BI", 0, len(message)) + message
 
 

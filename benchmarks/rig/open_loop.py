@@ -1,4 +1,4 @@
-"""Loads a server from one process. In a closed loop, a request waits for the response before it. In an open loop, a
+"""Loads a server from one process. In a closed loop, a request waits for the previous response. In an open loop, a
 request does not wait for other responses.
 
 In an open loop, the latency of a request starts at its scheduled arrival. So the latency includes every wait that a

@@ -1,18 +1,18 @@
 """Compares real servers with the simulation of `queueing.py`.
 
 Requests arrive at random times. A latency starts at the scheduled arrival. The comparison has two parts. In the first
-part, one server has one core, and the load has another core. In the second part, each of two servers has one core, and
-the load runs on the same cores. Each part runs once with the kernel's ordinary scheduler and once with real-time
-priority. With real-time priority, the servers wait for no other program, and the load waits for no server. So the
-difference between the latencies of the two runs is the time that the scheduler lets the programs wait.
+part, one server has one core, and the load generator has another core. In the second part, each of two servers has one
+core, and the load generator runs on the same cores. Each part runs once with the kernel's ordinary scheduler and once
+with real-time priority. With real-time priority, the servers wait for no other program, and the load generator waits
+for no server. So the latencies of the two runs differ by the waits that the scheduler causes.
 
-Each server has one worker and a port of its own, so the load divides its connections equally. With `--workers 2`, the
-workers share one port, and the division of the connections depends on chance.
+Each server has one worker and a port of its own, so the load generator divides its connections equally. If you give the
+flag `--workers 2`, the workers share one port, and the division of the connections depends on chance.
 
 The simulation gets three measured processor times, but no measured latency. Two of the processor times describe a turn
-of the server. The third processor time is the load's own time for a request. If the load has its own core, the load's
-time is added to each latency. Otherwise, the load's time is added to the turns of the server, because the load takes
-the same cores.
+of the server. The third processor time is what the load generator needs for a request. If the load generator has its
+own core, its time is added to each latency. Otherwise, its time is added to the turns of the server, because both
+programs use the same cores.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _WARM_UP_SECONDS = 1.0
 _TOGETHER = 16
 _LONE_UTILISATION = 0.1
 _SIMULATED = 200_000
-# The real-time priorities of the server and of the load. If both wait for the same core, the load runs first.
+# The real-time priorities of the server and of the load generator. If both wait for the same core, the load generator
+# runs first.
 _PRIORITIES = {"ordinary": (None, None), "real-time": (10, 20)}
 _HEADER = (
     "servers",
@@ -69,8 +70,8 @@ class Plan:
 def turn(plan: Plan) -> Replica:
     """Measure the processor time of a turn.
 
-    A load with 16 requests in flight measures the time that one more request adds to a turn. A lone request, which
-    arrives after a pause, also takes the fixed part of a turn.
+    A load with 16 requests in flight measures the time that one more request adds to a turn. A request that arrives
+    alone after a pause also takes the fixed part of a turn.
     """
     with plan.serve(plan.cores[0]) as server:
         load = Load(server.port, _TOGETHER)

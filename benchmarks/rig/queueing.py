@@ -22,7 +22,7 @@ Array = npt.NDArray[np.float64]
 class Replica:
     """The processor times of one server, in seconds.
 
-    law: the distribution of the length of a turn, which is constant or exponential.
+    law: whether the length of a turn is constant or has an exponential distribution.
     """
 
     fixed: float

@@ -36,7 +36,7 @@ def version() -> str:
 def load(
     url: str, body: Path, headers: Mapping[str, str], *, connections: int, seconds: float, rows: int, core: int
 ) -> Figures:
-    """Post `body` for `seconds`. Raises `LoadError` if a response is not 2xx or a connection breaks."""
+    """Post `body` again and again for `seconds`. Raises `LoadError` if a response is not 2xx or a connection breaks."""
     program = ["taskset", "--cpu-list", str(core), "wrk", "--threads", "1", "--connections", str(connections)]
     program += ["--duration", f"{max(1, round(seconds))}s", "--timeout", "30s", "--latency", "--script", str(SCRIPT)]
     header_lines = [f"{name}: {value}" for name, value in headers.items()]

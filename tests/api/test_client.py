@@ -137,7 +137,7 @@ LABELS = {"Adelie": "c", "Chinstrap": "b", "Gentoo": "a"}
 
 @pytest.fixture(scope="module")
 def second(penguins, tmp_path_factory):
-    """A server that has only version 2. The features and labels of version 2 have another order."""
+    """A server that has only version 2. The features and labels of version 2 are in a different order."""
     place = tmp_path_factory.mktemp("second")
     columns = ["species", *reversed(penguins.columns.drop("species"))]
     table = penguins[columns].assign(species=penguins["species"].map(LABELS))

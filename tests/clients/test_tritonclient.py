@@ -160,7 +160,7 @@ def test_the_newest_version_answers_by_default_and_any_version_by_its_number(cli
         server.assert_right(answer.as_numpy("value"), rows, "roots", version)
 
 
-# tritonclient has no BF16 in JSON.
+# tritonclient can't send BF16 as JSON.
 @pytest.mark.parametrize(("datatype", "binary"), [(t, b) for t in TYPES for b in (True, False) if t != "BF16" or b])
 def test_every_numeric_datatype_is_read(client, server, datatype, binary):
     rows = pixels(3)

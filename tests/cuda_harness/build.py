@@ -74,7 +74,7 @@ def _needed(provider: Path) -> dict[str, set[str]]:
 
 
 def _build_library(target: Path, source: Path, macro: str, code: int, site: Path, needed: dict[str, set[str]]) -> None:
-    """Compile a library. Each needed function that the source lacks returns the error `code`."""
+    """Compile a library. If a function is needed but missing in the source, a substitute returns the error `code`."""
     compiled = target.with_suffix(".o")
     include = site / "nvidia" / "cu13" / "include"
     flags = ("-std=c++17", "-O2", "-fPIC", "-w", f"-D{macro}", f"-I{SOURCES}", f"-I{include}")

@@ -117,8 +117,8 @@ print("create cuBLAS" in lines, sum(line.startswith("free pinned") for line in l
 runtime.close()
 print(cuda.harness_used(), violations())
 """
-    # Larger batches replace two buffers of rows and two buffers of outputs. At the end, all memory of the device is
-    # free.
+    # Larger batches replace two buffers of rows and two buffers of outputs. At the end, all memory of the device has
+    # been freed.
     assert run(code) == ["False 4 []", "0 []"]
 
 

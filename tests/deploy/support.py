@@ -1,4 +1,4 @@
-"""Helpers for the tests of the deployment: the parsed docker-compose.yml, alerts, internal paths, and two functions."""
+"""Data and helpers for the tests of the deployment, such as the parsed docker-compose.yml and the alerts."""
 
 from __future__ import annotations
 

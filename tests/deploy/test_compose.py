@@ -236,7 +236,7 @@ def instructions() -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def variables(instructions: list[tuple[str, str]]) -> dict[str, str]:
-    """Return every ENV of all stages."""
+    """Return the variables that the ENV instructions of all stages set."""
     words = [word for name, rest in instructions if name == "ENV" for word in shlex.split(rest)]
     return dict(word.split("=", 1) for word in words)
 

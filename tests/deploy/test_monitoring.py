@@ -273,7 +273,7 @@ def test_each_query_of_the_dashboard_returns_numbers(query: str, served: Served,
 @needs_prometheus
 def test_the_dashboard_shows_the_share_of_errors(served: Served, watching: Prometheus) -> None:
     (share,) = (target["expr"] for panel in panels() if panel["title"] == "Errors" for target in panel["targets"])
-    # One of five requests fails, with 504. The panel does not count the 422 of a row whose output overflows.
+    # One of five requests fails, with 504. The panel does not count a 422, which a row gets if its output overflows.
     until(lambda: send(served) and any(abs(value - 0.2) < 0.1 for value in watching.values(share)))
 
 

@@ -30,7 +30,9 @@ class Host:
     switch: str
 
     def command(self, *words: object) -> list[str]:
-        """Return the command line that runs a program on this host. The program gets the process id of the command."""
+        """Return the command line that runs a program on this host. The program keeps the process id with which the
+        command line started.
+        """
         return ["nsenter", f"--net=/run/netns/{self.namespace}", *map(str, words)]
 
     def cut_off(self) -> None:

@@ -39,7 +39,7 @@ from tests.service.support import (
 pytestmark = pytest.mark.fleet
 
 RATE = 100  # requests a second
-CALM = 2 * RATE  # a phase lasts at least this many answers
+CALM = 2 * RATE  # each phase waits for at least this many answers
 
 
 def write_sum(models: Path) -> None:

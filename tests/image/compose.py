@@ -83,7 +83,7 @@ class Project:
 
     @property
     def port(self) -> int:
-        """The published port of the server on the CPU."""
+        """The port that Docker publishes for the server on the CPU."""
         return int(self.env["PORT"])
 
     def ran(self, *arguments: str, env: Mapping[str, str] | None = None) -> Ended:

@@ -26,10 +26,9 @@ from tests.image.support import (
     until,
 )
 
-MOST = {"cpu": 300 * 10**6, "gpu": 2 * 10**9}  # the bytes that the image adds to its base image
+MOST = {"cpu": 300 * 10**6, "gpu": 2 * 10**9}  # the most bytes that an image may add to its base image
 
-# The Python of an image runs this code as the user of the image. The code looks for every writable folder, and prints
-# JSON.
+# The Python in an image runs this code, as the image's user. The code looks for every writable folder, and prints JSON.
 PROBE = """
 import importlib.util, json, os, shutil, sys
 from pathlib import Path

@@ -141,7 +141,7 @@ def test_a_file_of_keras_2_is_also_compared_with_keras_3(tmp_path: Path, name: s
 
 def test_a_file_that_keras_computes_in_another_way_is_refused(tmp_path: Path) -> None:
     path, epsilon = save(tmp_path / "model.keras"), keras.config.epsilon()
-    keras.config.set_epsilon(0.5)  # the smallest standard deviation of a Normalization
+    keras.config.set_epsilon(0.5)  # the smallest standard deviation that a Normalization layer uses
     try:
         with pytest.raises(foldserve.TrainingError, match=r"Keras .*: the outputs differ from .* in a wrong way"):
             import_file(path)

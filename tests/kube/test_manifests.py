@@ -105,7 +105,8 @@ def on_server(*arguments: str, text: str | None = None) -> str:
 
 @pytest.fixture(scope="module")
 def namespace() -> str:
-    """A namespace only for these tests, with the labels of `base/namespace.yaml`. The namespace stays on the server.
+    """A namespace only for these tests, with the labels of `base/namespace.yaml`. The tests leave the namespace on the
+    server.
 
     The namespace has no other resources, so a dry run merges nothing. A pod needs a service account, which an API
     server without a controller manager does not create.

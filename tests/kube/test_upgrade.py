@@ -1,10 +1,10 @@
 """Tests that no request fails during an upgrade under load in a real cluster.
 
 KUBE_CONTEXT names the cluster. KUBE_IMAGES names two images of `make image` that the nodes of the cluster can pull, for
-example `KUBE_IMAGES="registry.example/foldserve:1 registry.example/foldserve:2"`. The clients follow the ready
-endpoints of the service, but learn each change five seconds late, as behind a slow proxy. The API server forwards the
-requests of the clients to the pods. The test creates the namespace `foldserve-upgrade`, and deletes this namespace at
-the end.
+example `KUBE_IMAGES="registry.example/foldserve:1 registry.example/foldserve:2"`. The clients send requests to the
+ready endpoints of the service. Like clients behind a slow proxy, they learn of each change five seconds late. The API
+server forwards the requests of the clients to the pods. The test creates the namespace `foldserve-upgrade`, and deletes
+this namespace at the end.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Cluster:
         self.stopped = threading.Event()
 
     def follow(self) -> None:
-        """Watch the endpoints of the service. The clients learn each change of the ready pods `DELAY_SECONDS` late."""
+        """Watch the endpoints of the service. The clients learn `DELAY_SECONDS` late which pods are ready."""
         with closing(http.client.HTTPConnection(*self._address)) as connection:
             connection.request("GET", ENDPOINTS)
             with connection.getresponse() as events:
@@ -143,7 +143,7 @@ def load() -> Iterator[list[str]]:
             cluster.stopped.set()
             for client in clients:
                 client.join()
-            proxy.terminate()  # the end of the proxy ends the response that `follower` reads
+            proxy.terminate()  # when the proxy ends, the response that `follower` reads ends too
             follower.join()
 
 

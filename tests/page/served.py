@@ -4,8 +4,8 @@ A Python with foldserve must run this program, because the browser's environment
 
 `python -m tests.page.served FOLDER` writes models to FOLDER/models, serves them, and prints the URL. With the argument
 `--keys`, the server requires an API key that has every scope. The program prints the API key after the URL. Each line
-of the standard input names a model. For each line, the program copies the newest version of the model as the next
-version. The program exits when its standard input closes.
+of the standard input names a model. When a line arrives, the program copies the newest version of the named model and
+adds the copy as the next version. The program exits when its standard input closes.
 """
 
 from __future__ import annotations

@@ -98,8 +98,8 @@ def graph() -> bytes:
     return onnx_model(nodes, constants, inputs=[inputs], outputs=[outputs])
 
 
-# The first row has an unseen town. Example requests have the last town in the place of the unseen town. The name of the
-# last town has a quote, which is special to a shell.
+# The first row has an unseen town. In example requests, the last town replaces the unseen town. The name of the last
+# town has a quote, which is special to a shell.
 GOLDEN = (
     (0.5, "Oslo", True, 2.5, 3, False, -7),
     (1.0, "l'eau", False, None, 2.5, True, "many"),

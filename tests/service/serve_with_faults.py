@@ -44,7 +44,7 @@ class FaultyRunner(CpuRunner):
 
 
 class FaultyExplanationRunner(ExplanationRunner):
-    """Explains rows, with the fault that the file lists."""
+    """Explains rows. A run hangs with the probability that the file gives."""
 
     def run(self, rows: Rows) -> Outputs:
         if _random.random() < _faults().get("explanation_hang", 0):

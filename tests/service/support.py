@@ -133,7 +133,7 @@ def onnx_model(
 def square_root() -> tuple[bytes, bundle.Golden]:
     """Make the model sqrt(a + b), and golden rows with a + b >= 0.
 
-    Where a + b is negative, the model's output is NaN.
+    For a row with a negative a + b, the model's output is NaN.
     """
     model = onnx_model(
         [
@@ -189,7 +189,7 @@ def oracle(model: bytes) -> Callable[[np.ndarray], np.ndarray]:
     return lambda rows: session.run(None, {session.get_inputs()[0].name: np.asarray(rows, np.float32)})[0]
 
 
-# A program that runs `foldserve` and waits at a gate, a pipe, before it reads a certain manifest.
+# A program that runs `foldserve`, but first waits at the pipe `gate` before it reads a certain manifest.
 GATED = "tests.service.serve_at_gate"
 
 

@@ -102,7 +102,9 @@ class Load:
         self._futures = [self._pool.submit(self._repeat, kind, seed) for seed, kind in enumerate(kinds)]
 
     def run(self, seconds: float) -> Usage:
-        """Load the server for `seconds`, then pause, and return the use of resources without connections."""
+        """Load the server for `seconds`, then pause. Return the resources that the server uses after all connections
+        are closed.
+        """
         self._go.set()
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -170,7 +172,7 @@ class Load:
             statuses[receive(connection).status] += 1
 
     def _cancelled(self, draw: random.Random, statuses: Counter[int]) -> None:
-        """Disconnect in the middle of a request or of its response. Half of the disconnections are resets."""
+        """Disconnect in the middle of a request or of its response. Half of the disconnections are TCP resets."""
         whole = draw.choice((MANY, COMPRESSED, GOOD))
         with self._server.connect() as connection:
             if draw.random() < 0.5:

@@ -4,7 +4,7 @@ import torch
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """Use one thread, as the command does. With small tensors, two threads mostly wait for each other."""
+    """Use one thread, as the command does. With small tensors, two threads would mostly wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

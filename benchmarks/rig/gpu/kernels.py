@@ -54,16 +54,18 @@ def record(run: Callable[[Rows], Any], batches: Sequence[Rows], device: Device) 
 
 
 def count(events: Sequence[dict[str, Any]], runs: int) -> tuple[float, float, float, float]:
-    """Return the kernels, their microseconds, the copies and their microseconds, per run."""
+    """Return four figures per run: the number of kernels, their microseconds, the number of copies, and their
+    microseconds.
+    """
     kernels = [x for x in events if x.get("cat") == "kernel"]
     copies = [x for x in events if x.get("cat") in _COPIES]
     return len(kernels) / runs, _busy_time(kernels) / runs, len(copies) / runs, _busy_time(copies) / runs
 
 
 def _busy_time(events: Sequence[dict[str, Any]]) -> float:
-    """Return the time in which at least one event runs.
+    """Return the total time during which at least one event runs.
 
-    Events on two streams may overlap. The time of an overlap counts only once.
+    Events on two streams may overlap. The function counts the time of an overlap only once.
     """
     total, until = 0.0, float("-inf")
     for start, end in sorted((float(x["ts"]), float(x["ts"]) + float(x["dur"])) for x in events):

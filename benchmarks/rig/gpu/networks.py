@@ -45,7 +45,7 @@ TOLERANCES: dict[Precision, bundle.Tolerance] = {
 _CALIBRATION_ROWS = 4096
 _CERTIFICATE_ROWS = 256
 _ORACLE_ROWS = 8192  # rows of one computation; the float64 activations of all rows would need gigabytes
-# A factor for the weights of the last layer, because otherwise probabilities could be all equal, or all 0 or 1.
+# The weights of the last layer are scaled by this factor. Otherwise, probabilities could be all equal, or all 0 or 1.
 _LOGITS = 4.0
 
 
@@ -53,7 +53,7 @@ _LOGITS = 4.0
 class Network:
     """One network in eval mode, with its ONNX files.
 
-    widths: features, hidden Dense layers, outputs. oracle: float32 [rows, features] to float64 [rows, outputs].
+    widths: features, hidden Dense layers, outputs. oracle: maps float32 [rows, features] to float64 [rows, outputs].
     """
 
     name: str

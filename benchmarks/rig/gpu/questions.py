@@ -39,7 +39,7 @@ SMALL, WIDE = (64, 64, 64, 10), (512, 1024, 1024, 1024, 10)  # the widths of two
 PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16")
 _NODES = {0: "kernel", 1: "memcpy", 2: "memset", 3: "host", 5: "empty", 10: "allocation", 11: "free"}
 _GIB = 2**30
-_ROWS = int(os.environ.get("ROWS", "65536"))  # the rows of the largest batch
+_ROWS = int(os.environ.get("ROWS", "65536"))  # the number of rows in the largest batch
 _RUNS = int(os.environ.get("RUNS", "5000"))  # the number of runs of each timing
 
 
@@ -132,8 +132,8 @@ def _check(digits: bundle.Bundle, options: Options) -> str:
 
 
 def graphs() -> None:
-    """Print the nodes of the captured graphs. The nodes show whether cuBLAS adds allocations, and whether the bias of
-    one row is a copy.
+    """Print the nodes of the captured graphs. The nodes show whether cuBLAS adds allocations, and whether a graph for
+    one row copies the bias.
     """
     for widths, sizes in ((SMALL, (1, 2, 64, 1024)), (WIDE, (1, 2, 64))):
         for precision in PRECISIONS:
@@ -210,7 +210,7 @@ def fastest() -> None:
 
 
 def large() -> None:
-    """Print the time of each step of a large batch, of the whole batch, and of the batch in pieces of several sizes."""
+    """Print times for a large batch: of each step, of the whole batch, and of the batch in pieces of several sizes."""
     rows = np.random.default_rng(0).standard_normal((_ROWS, WIDE[0]), np.float32)
     _steps(rows)
     for precision in PRECISIONS:

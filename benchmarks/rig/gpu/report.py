@@ -32,7 +32,8 @@ class Results:
 
     wide: the title of the network that is compared with the hardware limits. flops_per_row: the floating-point
     operations of the network for each row. bytes_per_row: the bytes of the network's input for each row. largest: the
-    rows of the largest batch. dry: whether this is a dry run, which has no verdicts because it measures nothing.
+    number of rows in the largest batch. dry: whether this is a dry run, which has no verdicts because it measures
+    nothing.
     """
 
     wide: str

@@ -66,7 +66,7 @@ LOADS = (
 
 @dataclass
 class Served:
-    """The results of one network and precision under one load, by round.
+    """The results of one network in one precision under one load, by round.
 
     Latencies are in seconds, and rates in rows per second.
     """

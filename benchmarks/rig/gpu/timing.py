@@ -28,7 +28,7 @@ T = TypeVar("T")
 _BATCHES = 3  # the number of batches; runs use all batches in turn, because a single batch would stay in a cache
 _MIN_RUNS = 3  # the minimum number of runs of a contender in a round, even for a slow contender
 _MAX_RUNS = 4000
-_MIN_TAIL = 1.0  # a percentile is reported only if at least this many samples are above the percentile
+_MIN_TAIL = 1.0  # a percentile is reported only if at least this many samples are above it
 
 
 @dataclass

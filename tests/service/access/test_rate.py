@@ -1,4 +1,6 @@
-"""The rate and the burst of a token bucket are compared with a simulation. Several processes may share a bucket."""
+"""The rate and the burst of a token bucket are compared with a simulation. Several processes may share one token
+bucket.
+"""
 
 from __future__ import annotations
 

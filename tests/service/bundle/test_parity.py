@@ -1,4 +1,6 @@
-"""Each figure of the parity equals its definition. Parity holds if and only if all values are within the tolerance."""
+"""Each figure of `Parity` equals the value that its definition gives. Parity holds if and only if all values are within
+the tolerance.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The text of a cell is a number in a notation, a boolean or a missing value. A cell with any other text is refused."""
+"""The text of a cell may be a number in the column's notation, a boolean, or a missing value. A cell with any other
+text is refused.
+"""
 
 import pytest
 from hypothesis import given

@@ -79,7 +79,7 @@ def test_all_shows_every_feature_and_golden_row(digits: bundle.Bundle) -> None:
     cells = [cell for line in lines[first + 2 : lines.index(["provenance"])] for cell in line]
     rows = [*zip(manifest.golden.inputs, manifest.golden.outputs, strict=True)]
     expected = [[i, *inputs, *outputs] for i, (inputs, outputs) in enumerate(rows)]
-    # A long row is printed on several lines. The first line of a row also has the outputs of the row.
+    # A long row is printed on several lines. The first line of a long row also shows the row's outputs.
     assert sorted(cells) == sorted(f"{value:g}" for row in expected for value in row)
 
 

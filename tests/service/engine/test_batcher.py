@@ -29,7 +29,7 @@ T = TypeVar("T")
 FAR = math.inf
 PAST = -math.inf
 
-# The last column of a row has one of the values below. The value decides how the model's run of the row behaves.
+# The last column of a row has one of the values below. The value decides how the model behaves when it runs this row.
 FINE, NAN, INFINITE, RAISES, TOO_FEW, NO_ROWS = range(6)
 
 
@@ -239,7 +239,7 @@ def test_rows_that_arrive_during_a_run_are_batched_in_order_of_arrival(world: Wo
     assert world.batcher.queued_rows == 10
     world.let_go()
     world.until_answered(first, *callers)
-    assert world.sizes() == [1, 5, 5]  # 5 + 4 rows exceed the limit, so both last entries wait
+    assert world.sizes() == [1, 5, 5]  # 5 + 4 rows exceed the limit, so the last two entries wait
     assert [*world.model.runs[1][:, 0], *world.model.runs[2][:, 0]] == sorted(
         row for caller in callers for row in caller.rows[:, 0]
     )
@@ -247,7 +247,7 @@ def test_rows_that_arrive_during_a_run_are_batched_in_order_of_arrival(world: Wo
 
 
 def test_a_fast_run_happens_on_the_loop_and_a_run_of_unknown_time_on_the_thread(world: World) -> None:
-    # An interruption of the machine may make a few fast runs look slow.
+    # Interruptions by other programs may make a few fast runs look slow.
     for attempt in range(1000):
         (caller,) = world.arrive(2)
         if attempt:
@@ -474,7 +474,7 @@ def test_an_entry_that_expires_in_the_queue_gets_its_error_during_a_long_run(wor
     assert isinstance(late.error(), DeadlinePassed)
     assert world.model.held.is_set()
     assert not first.answers
-    assert world.batcher.queued_rows == 1  # the queue no longer has the cancelled entry
+    assert world.batcher.queued_rows == 1  # the cancelled entry is no longer in the queue
     world.let_go()
     world.until_answered(first, stays)
     assert stays.got_its_own_rows()
@@ -483,7 +483,7 @@ def test_an_entry_that_expires_in_the_queue_gets_its_error_during_a_long_run(wor
 
 def test_the_rest_of_an_expired_large_entry_is_not_run(world: World) -> None:
     world.model.gate.clear()
-    # On a slow machine, the deadline may pass before a row of the entry runs. The test passes in both cases.
+    # On a slow machine, the deadline may pass before any row of the entry runs. The test passes in both cases.
     (large,) = world.arrive(20, deadline=time.monotonic() + 0.02)
 
     def answered() -> bool:
@@ -524,7 +524,7 @@ def test_a_failed_run_fails_only_its_own_batch(kind: int, world: World) -> None:
     assert world.sizes() == [6]
     found = [caller.error() for caller in callers]
     assert {type(error) for error in found} == {RuntimeFailure}
-    assert len(set(map(id, found))) == len(found)  # each caller has a separate error, which it may raise
+    assert len(set(map(id, found))) == len(found)  # each caller gets its own error object, which it may raise
     assert all(isinstance(error.__cause__, ValueError | TypeError) for error in found)
     (following,) = world.arrive(2)
     world.until_answered(following)
@@ -732,13 +732,13 @@ ARRIVALS = strategies.lists(
 
 @dataclass(eq=False)
 class Waiting:
-    """A caller, and the result that the rules require for this caller."""
+    """A caller, and the result that the test expects for it."""
 
     caller: Caller
     late: bool
     cancelled: bool = False
     taken: int = 0
-    wanted: type[RequestError] | None = None  # None if the caller must get the outputs of its rows
+    wanted: type[RequestError] | None = None  # the error that the caller must get; None for the outputs
     over: bool = False  # if true, two outcomes are correct: the caller gets its result, or the caller is cancelled
 
     def end(self, wanted: type[RequestError] | None) -> None:
@@ -750,7 +750,7 @@ class Batching(RuleBasedStateMachine):
     """Each caller that is not cancelled gets exactly one result, which belongs to its rows. The rows of a caller run in
     their order.
 
-    After each rule, the test waits until every caller has a result, or the gate holds one run.
+    After each rule, the test waits until every caller has a result, or until the gate holds a run.
     """
 
     @initialize(max_batch=strategies.integers(1, 9), max_queue=strategies.integers(1, 60))
@@ -790,8 +790,8 @@ class Batching(RuleBasedStateMachine):
         if arrival.cancelled:
             self._cancel(waiting)
 
-    # The rules of this class have no preconditions. The speed of the machine decides whether a run is held, and the
-    # examples must not depend on this speed.
+    # The rules of this class have no preconditions. The speed of the machine decides whether a run is held, so a
+    # precondition could make the examples depend on this speed.
 
     @rule(number=strategies.integers(1, 12))
     def cancel(self, number: int) -> None:
@@ -801,7 +801,7 @@ class Batching(RuleBasedStateMachine):
 
     def _cancel(self, waiting: Waiting) -> None:
         waiting.caller.cancel()
-        if not waiting.caller.answers:  # cancelling has no effect after the result
+        if not waiting.caller.answers:  # cancelling has no effect after the result has arrived
             waiting.cancelled = waiting.over = True
 
     @rule()

@@ -1,4 +1,4 @@
-"""The phase of a process moves forward only. The loss of a device overrides every other phase."""
+"""A process never returns to an earlier phase. The loss of a device overrides every other phase."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The last live rows of a model. The tests check which rows are kept, and that each row keeps its outputs."""
+"""The latest rows that clients sent to a model. The tests check which rows are kept, and that each row keeps its
+outputs.
+"""
 
 from __future__ import annotations
 

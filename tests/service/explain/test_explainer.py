@@ -33,7 +33,9 @@ KINDS = (
 
 
 def explained(count, *, encoded, outputs=3, **architecture):
-    """Return an explainer of an ensemble, the ensemble's members, rows, and the chain in front of the networks."""
+    """Return an explainer of an ensemble, its members, rows, the layers in front of the networks, and the merged
+    network.
+    """
     members, rows = ensemble(count, encoded=encoded, far=False, outputs=outputs, **architecture)
     merged = fold_mean(members).network
     model = to_onnx(merged, 4, outputs, "classification")
@@ -123,7 +125,8 @@ def test_every_kind_of_feature_of_a_linear_model_has_the_contribution_of_a_hand_
                 columns.append(float(value is not None and value not in known))
                 mean = [(1 - missing) / len(known)] * len(known) + [0.0]
             else:
-                middle = 0.5 if feature.get("kind") != "boolean" else 0.0  # 0.5 is rounded to the even number 0
+                # For a boolean, 0.5 is rounded to the even number 0.
+                middle = 0.5 if feature.get("kind") != "boolean" else 0.0
                 columns = [FILLED if value is None else float(value), float(value is None)]
                 mean = [(1 - missing) * middle + missing * FILLED, missing]
             expected = float(weights @ (np.array(columns) - mean))

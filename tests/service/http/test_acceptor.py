@@ -28,7 +28,7 @@ def server(tmp_path: Path) -> Iterator[Served]:
 def test_one_turn_accepts_many_connections(server: Served) -> None:
     """The kernel queues the connections while the process is stopped.
 
-    Every connection gets its answer after the process continues.
+    Every connection gets its answer once the process resumes.
     """
     server.process.send_signal(signal.SIGSTOP)
     try:

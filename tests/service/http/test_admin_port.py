@@ -80,7 +80,7 @@ def test_the_metrics_count_the_requests_of_the_main_port(both: tuple[Served, Ser
     before = count()
     for _ in range(5):
         assert ask(main, "POST /predict").status == 200
-    # Each worker adds its counts once a second, so the counts of earlier requests may still arrive.
+    # Each worker publishes its counts only once a second, so counts of earlier requests may arrive late.
     while count() < before + 5:
         assert admin.process.poll() is None
 

@@ -34,8 +34,8 @@ BODY = b'{"instances": [[1, 3]]}'
 GOOD = request("POST", "/predict", body=BODY)
 LIVE = request("GET", "/v2/health/live")
 
-# The connection answers requests for the path HOT. APP is the same path, percent-encoded, and the app answers requests
-# for APP. Requests for INDEX have a separate limit for their size.
+# The connection itself answers requests for the path HOT. APP is the same path, percent-encoded, and the app answers
+# requests for APP. Requests for INDEX have a separate limit for their size.
 HOT, APP, INDEX = "/predict", "/%70redict", "/v2/repository/index"
 
 

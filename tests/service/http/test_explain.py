@@ -123,7 +123,9 @@ def test_explanations_have_their_own_protocol_in_the_metrics_and_no_part_in_the_
 
 
 def test_an_explanation_past_float32_is_refused_without_a_warning(served: Served, digits: Any) -> None:
-    """The signs of a row are those of the weights of one class, so the logit of the class is past float32."""
+    """The values of a row have the signs of the weights of one class, so the logit of this class is too large for
+    float32.
+    """
     width, past = len(digits.manifest.features), 0
     unit = [[1e30 * (index == own) for index in range(width)] for own in range(width)]
     for label in digits.manifest.labels:

@@ -1,4 +1,6 @@
-"""The reader finds the same heads and bodies for every division of the bytes into packets. The tests use no socket."""
+"""The reader finds the same heads and bodies, no matter how the bytes are divided into packets. The tests use no
+socket.
+"""
 
 from __future__ import annotations
 

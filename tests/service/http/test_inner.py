@@ -79,7 +79,7 @@ class Inner(asyncio.Protocol):
 
 
 class Server:
-    """A listening server and the connections that it has."""
+    """A listening server and its connections."""
 
     def __init__(self, create_inner: Callable[[], asyncio.Protocol]) -> None:
         self.endpoints: dict[bytes, Any] = {HOT.encode(): Echo()}
@@ -148,7 +148,7 @@ def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Awaitable[None]], 
 
 Run = Callable[[Awaitable[None]], None]
 
-# Forwarded requests. Each request has the parts of the response that the inner protocol writes for it.
+# Forwarded requests, each with the parts in which the inner protocol writes the response.
 FORWARDED: Mapping[str, tuple[bytes, list[bytes]]] = {
     "no body": (request("GET", "/a"), [OK]),
     "counted": (request("POST", "/b", body=b"\r\n\r\n" * 9), [OK[:20], OK[20:]]),

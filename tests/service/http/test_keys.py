@@ -126,7 +126,7 @@ def test_no_route_answers_without_a_key(service: Service, server: Served) -> Non
         for headers in ((), (f"Authorization: Bearer {MARKER}",), (f"X-API-Key: {MARKER}",)):
             answer = send(server, method, path, *headers)
             if scope is Scope.OPEN:
-                assert answer.status in {200, 404}, path  # 404: the path has a wrong name for the page's folder
+                assert answer.status in {200, 404}, path  # 404: the name of the page's folder is wrong in this path
             else:
                 assert answer.status == 401, path
                 assert answer.json().keys() == {"error"}
@@ -175,7 +175,7 @@ def test_both_headers_and_any_case_of_the_scheme_are_read(
     key = keys["predict"][0]
     for header in (f"X-API-Key: {key}", f"x-api-key:  {key} ", f"Authorization: bearer {key}"):
         assert send(server, "POST", path, header).status == 200
-    # A proxy may use Authorization for itself.
+    # A proxy may need the header Authorization for itself.
     assert send(server, "POST", path, "Authorization: Basic eDp5", f"X-API-Key: {key}").status == 200
     for header in (f"Authorization: {key}", f"Authorization: Basic {key}", "Authorization:", f"Cookie: key={key}"):
         assert send(server, "POST", path, header).status == 401

@@ -1,4 +1,6 @@
-"""FastAPI is loaded for the first request that needs one of its routes. All requests of that time get their answers."""
+"""FastAPI is loaded for the first request that needs one of its routes. Requests that arrive while FastAPI is being
+loaded get their answers too.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ def test_requests_that_arrive_before_the_app_exists_are_answered(tmp_path: Path)
         first.sendall(request("GET", "/v1/models"))
         for client in others:
             client.sendall(request("GET", "/v2/models/roots/ready"))
-        first.close()  # the app that this request has started to load must also answer the others
+        first.close()  # this request has started to load the app, which must still answer the others
         predicting.sendall(PREDICTION)
         assert receive(predicting).status == 200
         for client in others:

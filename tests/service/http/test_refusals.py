@@ -88,7 +88,7 @@ def test_a_good_request_gets_the_same_response_both_ways(protocol: str, served: 
 
 
 def bodies(values: bytes, rows: int = 1, before: bytes = b"") -> dict[str, bytes]:
-    """Return a body for each protocol, with `values` in the place of the rows."""
+    """Return a body for each protocol, with `values` where the rows belong."""
     tensor = b'{"name": "input", "shape": [%d, 2], "datatype": "FP32", "data": %s}' % (rows, values)
     return {
         "friendly": b'{%s"instances": %s}' % (before, values),
@@ -128,7 +128,7 @@ NOT_JSON = {
 @protocols
 def test_a_body_that_is_not_json_is_refused(protocol: str, case: str, served: Served) -> None:
     answer = both_ways(served, PATHS[protocol].format("roots"), protocol, NOT_JSON[case][protocol])
-    # A large body is cut before it is parsed. The cutting may fail before the parser does, because the body has no
+    # The server cuts a large body into pieces before it parses them. The cut may already fail, because the body has no
     # array of rows.
     large = "22 nested" in case
     allowed = ("the body is not valid JSON, at character ", *(["the JSON has no array "] if large else []))

@@ -24,8 +24,8 @@ BODY = b'{"instances": [[1, 3]]}'
 REQUEST = request("POST", "/predict", body=BODY)
 CLIENTS = 24
 # After the signal, the server keeps an idle connection open for GRACE seconds. The server must answer a request that is
-# sent within GRACE seconds. A client may send a later request while the server closes the connection. HTTP/1.1 can't
-# prevent the loss of a later request.
+# sent within GRACE seconds. A later request may arrive while the server closes the connection, and HTTP/1.1 can't
+# prevent its loss.
 GRACE = 0.1
 DIGITS = Path(__file__).parents[3] / "models"
 BOTH = pytest.mark.parametrize("workers", [1, 2])

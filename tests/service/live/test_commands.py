@@ -119,7 +119,7 @@ def test_a_version_that_may_not_serve_is_a_failed_command(operator: Operator, mo
     flip_byte(models / "roots" / "4" / "model.onnx", 10)
     assert operator.command("load").status == 200
     assert operator.current == 4
-    # No other version answers while the command fails.
+    # While the command fails, no other version answers in the place of version 1.
     assert operator.command("rollback", version=1).status == 200
     shutil.copytree(made, models / "roots" / "5")
     assert operator.command("promote", version=5).status == 400

@@ -1,4 +1,6 @@
-"""An idle model predicts a golden row every few seconds. A model that fails is not ready until it succeeds."""
+"""An idle model predicts a golden row every few seconds. If an idle model fails such a prediction, it is not ready
+until a later prediction succeeds.
+"""
 
 from __future__ import annotations
 

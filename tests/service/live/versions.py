@@ -37,7 +37,7 @@ def make(version: int, name: str = "roots", *, added: float | None = None, **cha
     added = 100.0 * version if added is None else added
     folder = Path(tempfile.mkdtemp(prefix="made-"))
     if version > 1:
-        # With this folder, the writer chooses the number `version`.
+        # Because of this folder, the writer chooses `version` as the next number.
         (folder / name / str(version - 1)).mkdir(parents=True)
     model = graph(added)
     golden = bundle.Golden(inputs=((1.0, 3.0), (4.0, 5.0)), outputs=((2.0 + added,), (3.0 + added,)))

@@ -47,7 +47,7 @@ WEIGHTS = np.array([[0.1, -0.2], [0.3, 0.5], [-1.0, 0.7], [0.4, 0.1], [2.0, -1.0
 
 
 def write_people(models: Path) -> bundle.Bundle:
-    """Write a model with a feature of each kind. One feature has the name of a column of the log."""
+    """Write a model with a feature of each kind. One feature has the same name as a column of the log."""
     model = onnx_model(
         [
             helper.make_node("IsNaN", ["input"], ["missing"]),

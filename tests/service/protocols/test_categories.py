@@ -1,4 +1,6 @@
-"""All protocols read categories, booleans and missing values as the same rows, or refuse them and name the place."""
+"""Every protocol reads the same categories, booleans and missing values as the same rows. A refusal names the place of
+the refused value.
+"""
 
 from __future__ import annotations
 

@@ -37,8 +37,8 @@ def refusal(content: bytes) -> str:
     text = str(refused.value)
     assert MARKER not in text
     assert "1111" not in text
-    # A parser's error holds the whole document. If this error were the cause of the refusal, a log of the error's
-    # fields would show the input.
+    # The error of a parser contains the whole document. If the refusal kept this error as its `__cause__`, a log of the
+    # error's fields would show the input.
     assert refused.value.__cause__ is None
     assert refused.value.__context__ is None or refused.value.__suppress_context__
     return text

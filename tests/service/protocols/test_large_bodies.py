@@ -49,8 +49,8 @@ def assert_same_small_and_large(codecs: list[Any], body: bytes) -> None:
     small = outcome(codecs[0], body)
     for codec in codecs:
         large = outcome(codec, body + b" " * SMALL)
-        # If a name occurs several times in an object, both parsers read the last member. A large body may be refused
-        # because of an earlier member.
+        # If a name occurs several times in an object, both parsers read the last member. A large body may also be
+        # refused because of an earlier member with the same name.
         unescaped = body.replace(b"\\u0069", b"i")
         repeated = max(unescaped.count(b'"instances"'), unescaped.count(b'"data"')) > 1
         assert large[0] == small[0] or (large[0] == "refused" and repeated)

@@ -35,7 +35,7 @@ OIP, FRIENDLY = OipCodec(MANIFEST, MAX_ROWS), FriendlyCodec(MANIFEST, MAX_ROWS)
 LENGTH = b"inference-header-content-length"
 OUTPUTS = np.array([[0.5]], np.float32)
 
-# The datatype of each column, and its format of `struct` in binary.
+# The datatype of each column, and the format of `struct` that encodes its values in binary.
 DATATYPES = {"size": ("FP64", "d"), "colour": ("BYTES", ""), "code": ("INT64", "q"), "open": ("BOOL", "?")}
 
 Row = tuple[float | None, str | None, int | None, bool | None]

@@ -245,7 +245,7 @@ def test_a_datatype_that_is_not_a_string_is_refused(datatype: Any) -> None:
     "content",
     [
         struct.pack("<I1sI1s", 1, b"1", 1, b"2"),
-        struct.pack("<I1sI1s", 1, b"1", 2, b"2"),  # the second length reaches past the end
+        struct.pack("<I1sI1s", 1, b"1", 2, b"2"),  # the second length reaches past the end of the content
         struct.pack("<I", 2**32 - 1) + MARKER.encode(),
         b"\xff" * 3,
         b"",

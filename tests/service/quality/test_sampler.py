@@ -53,7 +53,7 @@ def test_a_busy_server_counts_a_sample_whose_weights_add_up_to_all_rows(size: in
     assert taken < 3 * 5 * 1024
     weighted = sum(weight * len(rows) for weight, rows in zip(counted.weights, counted.rows, strict=True))
     assert weighted == pytest.approx(3 * total, rel=0.01)
-    # Each third of a second has its share of the sample.
+    # The weighted sample represents all three thirds of a second equally.
     for low in range(0, total, total // 3):
         inside = [((rows >= low) & (rows < low + total // 3)).sum() for rows in counted.rows]
         assert np.dot(counted.weights, inside) == pytest.approx(total, rel=0.03)

@@ -173,7 +173,7 @@ def test_a_wrong_request_gets_a_code_and_a_text(made: Any, code: str, text: str,
     [
         (b"\x2a\x00" * 600_000, "tensors and parameters"),  # empty tensors
         (b"\x2a\x80\x89\x7a\x2a\xfb\x88\x7a" + b"\x42\x00" * 1_000_000, "raw_input_contents"),  # empty texts
-        (b"\x3a\xff\xff\xff\xff\x0f", "not valid protobuf"),  # the length reaches past the end
+        (b"\x3a\xff\xff\xff\xff\x0f", "not valid protobuf"),  # the length reaches past the end of the message
         (b"\x2b", "not valid protobuf"),
     ],
     ids=["tensors", "texts", "length", "group"],

@@ -1,6 +1,6 @@
 """The calls to the CUDA runtime, tested with a library in C that uses host memory as device memory.
 
-The library checks each argument against CUDA's reference. The tests in tests/gpu run the same code on a GPU.
+The library checks whether each argument obeys CUDA's documentation. The tests in tests/gpu run the same code on a GPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.service.support import PATIENCE, environment
 
 DRIVER = "int cuDriverGetVersion(int *version) { *version = 13000; return 0; }"
 
-# The stream's address has more than 32 bits, so a truncated pointer fails.
+# The stream's address has more than 32 bits, so a truncated pointer makes the test fail.
 RUNTIME = """
 #include <stdint.h>
 #include <stdlib.h>

@@ -59,8 +59,8 @@ def test_the_error_has_onnx_runtime_s_text_without_its_codes() -> None:
 
 
 def test_a_refusal_prints_and_logs_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    # ONNX Runtime logs to standard error, and prints a line when it falls back to another provider. A name that is not
-    # UTF-8 causes a fallback to another provider.
+    # ONNX Runtime logs to standard error, and prints a line when it falls back to another provider. ONNX Runtime falls
+    # back if a name in the model is not UTF-8.
     name = "Bad"
     not_text = onnx_model([helper.make_node("MatMul", ["input", name], ["value"])]).replace(b"Bad", b"B\xffd")
     for model in (linear(opset=999), not_text):
@@ -193,8 +193,8 @@ def test_golden_outputs_within_the_tolerance_are_accepted(models: Path) -> None:
 
 
 def test_a_model_whose_output_depends_on_other_rows_is_refused() -> None:
-    # The model computes twice the value minus the batch's mean. The output is right for a single row, and wrong for two
-    # different rows.
+    # The model computes twice the value minus the batch's mean. The output is right for a batch of one row, and wrong
+    # for a batch of two different rows.
     model = onnx_model(
         [
             helper.make_node("MatMul", ["input", "w"], ["own"]),

@@ -232,8 +232,8 @@ def test_while_busy_lines_are_skipped_and_counted_but_no_error_is(models: Path, 
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 TRACE = PARENT[3:35]
-# Headers of a request, and whether the server continues the trace of the client. The rules are in W3C Trace Context,
-# level 2, section 3.2.
+# Values of the header traceparent, and whether the server continues the trace of the client. The rules are in W3C Trace
+# Context, level 2, section 3.2.
 TRACEPARENTS = {
     PARENT: True,
     PARENT[:-2] + "00": True,

@@ -156,7 +156,8 @@ def test_a_failed_request_has_its_status_its_reason_and_the_steps_that_it_began(
     server, found = collector.trace("POST /predict", **{"foldserve.request_id": identity})
     assert server.attributes["http.response.status_code"] == status
     assert server.attributes["error.type"] == reason
-    code = Status.STATUS_CODE_ERROR if status >= 500 else Status.STATUS_CODE_UNSET  # OpenTelemetry's rule for servers
+    # OpenTelemetry requires this code for the spans of servers.
+    code = Status.STATUS_CODE_ERROR if status >= 500 else Status.STATUS_CODE_UNSET
     assert server.span.status.code == code
     assert children_in_order(found) == steps
 

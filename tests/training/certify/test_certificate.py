@@ -32,7 +32,7 @@ def networks():
 
 
 def draw(columns, train, rows, seed):
-    """Draw rows for `columns`, whose training values are the columns of `train`."""
+    """Draw rows for `columns`. `train` has the training values of each column."""
     features = describe_features(columns, train)
     return certificate.draw(features, train, rows, seed)
 

@@ -79,7 +79,7 @@ class Reader(HTMLParser):
 
 
 def assert_complete(text):
-    """Check that the page does not load other files, and that each picture has a sentence."""
+    """Check that the page loads no other file, and that each picture has a caption and a description."""
     tags = Reader(text).tags
     for tag, attributes in tags:
         assert tag not in {"script", "link", "img", "iframe", "object", "base", "metadata"}

@@ -1,4 +1,4 @@
-"""The rows and scores of a diagnosis, and plain SGD, are each compared with an oracle."""
+"""The rows of a diagnosis, its scores, and plain SGD are each compared with an oracle."""
 
 import math
 from dataclasses import replace

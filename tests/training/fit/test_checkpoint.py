@@ -126,7 +126,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, damage):
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
-    """A limit on the file size imitates a full disk. With the limit, as with a full disk, a write fails half way."""
+    """A limit on the file size imitates a full disk. Like a full disk, the limit makes a write fail half way."""
     path = tmp_path / "a.safetensors"
     script = textwrap.dedent("""
         import resource, sys

@@ -219,7 +219,7 @@ def test_input_noise_is_in_standard_deviations_of_each_column():
     np.testing.assert_allclose(noisy.var(0) / (1 + 1.5**2), std.square(), rtol=0.05, atol=0)
     assert (noisy[:, 3] == 3.0).all()
     np.testing.assert_allclose(noisy.mean(0), 3.0, atol=0.05 * max(std))
-    # If all columns shared the same noise, the columns would be correlated.
+    # If all columns got the same noise, they would be correlated.
     varied = noisy[:, std > 0]
     np.testing.assert_allclose(np.corrcoef(varied.T), np.eye(varied.shape[1]), atol=0.05)
 

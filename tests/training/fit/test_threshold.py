@@ -1,5 +1,5 @@
-"""The chosen threshold is as good as every other threshold, and close to the best threshold for calibrated
-probabilities.
+"""No threshold is better than the chosen threshold. Among equally good thresholds, the one that suits calibrated
+probabilities is chosen.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ def choose(rule, y, probabilities, positive=1):
 
 
 def candidates(probabilities):
-    """List thresholds that include every possible set of predictions."""
+    """List enough thresholds to produce every possible set of predictions."""
     return sorted(
         {0.0, 1.0, *map(float, probabilities), *(float(np.nextafter(p, np.float32(2))) for p in probabilities)}
     )
@@ -64,7 +64,8 @@ def test_costs_give_the_best_threshold_of_calibrated_probabilities(rule, expecte
 
 @pytest.mark.parametrize(("rule", "expected"), [("f1", 0.5), ("cost:1,4", 0.2), ("cost:1,99", 0.46)])
 def test_among_equally_good_thresholds_the_one_for_calibrated_probabilities_is_chosen(rule, expected):
-    # 0.01 is not among the best thresholds, so the middle of the best thresholds is chosen.
+    # For calibrated probabilities, the costs 1 and 99 would give the threshold 0.01. Here it is not among the best
+    # thresholds, so the middle of the best thresholds is chosen.
     found, _ = choose(rule, np.array([False, False, True]), np.array([0.01, 0.016, 0.9], np.float32))
     assert found.value == expected
 

@@ -1,8 +1,8 @@
 """The chains, oracles and tolerances that the tests of folding share.
 
-Folding rounds each weight to float32 once, with a relative error of at most 2^-24. `run_with_bound` computes the
-largest error of the outputs that the rounding of the weights can cause in float64. If an output has a larger error, the
-fold is wrong, even for a badly conditioned network.
+Folding rounds each weight to float32 once, with a relative error of at most 2^-24. `run_with_bound` computes, in
+float64, how much the rounding of the weights can change each output at most. If an output has a larger error, the fold
+is wrong, even for a badly conditioned network.
 
 In float32, the tests use the certificate's tolerance, 1e-5 + 1e-4 |reference|, on networks whose outputs are near 1.
 """
@@ -32,7 +32,7 @@ GAMMAS: dict[str, Callable[[Tensor], Tensor]] = {
     "zero": torch.zeros_like,
     "mixed": lambda gamma: torch.where(gamma.abs() < 0.2, 0.0, gamma),
 }
-# The variances of a BN are drawn between two powers of ten. The pairs below are the exponents of the two powers.
+# Each pair gives the decimal logarithms of the smallest and the largest variance that a BN may have.
 ORDINARY = (-0.5, 0.5)
 DECADES = [ORDINARY, (-12, -12), (12, 12), (-12, 12)]
 
@@ -57,7 +57,8 @@ def settle(bn: nn.BatchNorm1d, generator: torch.Generator, decades=ORDINARY, gam
 def randomise(network: nn.Sequential, seed: int, statistics=lambda: (ORDINARY, "mixed")) -> nn.Sequential:
     """Draw every number in the network with `seed`.
 
-    statistics: a function that returns the exponents of the variances and the gamma of each BN.
+    statistics: a function that is called for each BN. The function returns one of the pairs in DECADES, and a name in
+    GAMMAS.
     """
     generator = torch.Generator().manual_seed(seed)
     for layer in network:
@@ -91,7 +92,7 @@ def in_float64(network: nn.Sequential, x: Tensor) -> Tensor:
 def run_with_bound(folded: nn.Sequential, x: Tensor) -> tuple[Tensor, Tensor]:
     """Run in float64.
 
-    Return the output, and a bound of the output's error after one rounding of the weights to float32.
+    Return the output, and an upper bound for its error if the weights are rounded once to float32.
     """
     value, bound = x.double(), torch.zeros(x.shape, dtype=torch.float64)
     for layer in copy.deepcopy(folded).double():

@@ -31,7 +31,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 @st.composite
 def trained_mlps(draw):
-    """Draw rows and a network of `build_mlp`. Some BNs have no affine parameters. The first layer may be a
+    """Draw rows, and a network that `build_mlp` builds. Some BNs have no affine parameters. The first layer may be a
     standardisation.
     """
     features = draw(st.integers(1, 5))
@@ -61,7 +61,7 @@ def trained_mlps(draw):
 
 @st.composite
 def chains(draw):
-    """Draw rows, and layers with matching widths in any order."""
+    """Draw rows, and a chain of layers in any order. The widths of the layers match."""
     features = width = draw(st.integers(1, 5))
     layers = OrderedDict()
     kinds = st.sampled_from(["dense", "dense", "norm", "norm", "affine", "activation", "dropout", "identity"])

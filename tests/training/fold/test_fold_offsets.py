@@ -33,7 +33,8 @@ def assert_folds_within_the_certificate(network: nn.Sequential, x: Tensor) -> No
 def far_from_zero(first: str, ratio: float) -> tuple[nn.Sequential, Tensor]:
     """Build float32 rows and a network.
 
-    The mean of the columns 0 and 2 is `ratio` standard deviations above or below zero.
+    The mean of column 0 is `ratio` times its standard deviation. The mean of column 2 is -`ratio` times its standard
+    deviation.
     """
     std = torch.tensor([7.0, 1.0, 0.02])
     mean = ratio * std * torch.tensor([1.0, 0.0, -1.0])
@@ -57,7 +58,7 @@ def test_an_offset_far_from_zero_is_subtracted_first_and_float32_stays_within_to
     shift = next(iter(dict(folded.network.named_children())))
     assert (first, "offset subtracted first", shift) in entries(folded.report)
     assert (first, "forward", "dense1") in entries(folded.report)
-    # The column without an offset has no subtraction, so the values of this column are not rounded.
+    # Nothing is subtracted from the column without an offset, so its values are not rounded.
     assert folded.network[0].offset.nonzero().flatten().tolist() == [0, 2]
     assert_certifiable(network, folded.network, x)
     assert_same_function(network, folded.network, x)

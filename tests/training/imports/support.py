@@ -31,7 +31,7 @@ class Model:
     def add(
         self, kind: str, *constants: Any, source: Sequence[str] | None = None, domain: str = "", **given: Any
     ) -> str:
-        """Add a node whose inputs are the current value, or `source`, and then the constants."""
+        """Add a node. Its inputs are `source`, by default the current value, and then the constants."""
         names = [self.value] if source is None else list(source)
         for constant in constants:
             names.append(f"c{len(self.constants)}")
@@ -69,7 +69,7 @@ class Model:
 
 
 def read(model: onnx.ModelProto, **options: Any) -> Imported:
-    """Import a model that is not in a file."""
+    """Import a model from memory."""
     return import_onnx(model, "test.onnx", "0" * 64, Options(**options))
 
 

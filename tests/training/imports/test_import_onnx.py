@@ -128,8 +128,8 @@ def test_fold_refuses_a_file_of_another_format_in_one_line(tmp_path, capsys):
 
 def test_a_refusal_of_fold_says_how_far_the_original_in_float32_is(tmp_path, capsys):
     model = Model(1)
-    # The two columns of the first Gemm differ by 1e-6. Between values of about 1, float32 keeps few digits of this
-    # difference of 1e-6.
+    # The two columns of the first Gemm differ by 1e-6. For values of about 1, float32 keeps few digits of a difference
+    # of 1e-6.
     model.add("Gemm", np.ones((1, 2), np.float32), np.array([0, 1e-6], np.float32))
     model.add("Relu")
     model.add("MatMul", np.array([[-1e6], [1e6]], np.float32))
@@ -144,7 +144,9 @@ def test_a_refusal_of_fold_says_how_far_the_original_in_float32_is(tmp_path, cap
 
 
 def sensitive_model(size):
-    """The sum of two values of about `size`, whose difference is about 1. Float32 loses the digits below 1e-7 size."""
+    """A model that subtracts two values of about `size`, whose difference is about 1. In float32, both values lose the
+    digits below 1e-7 * `size`.
+    """
     model = Model(2)
     model.add("Gemm", np.array([[1, 1], [1, -1]], np.float32), np.array([size, size], np.float32))
     model.add("Relu")

@@ -22,7 +22,7 @@ from foldserve.training.imports.onnx_model import translate
 from foldserve.training.imports.onnx_values import Raw, Stacked
 from foldserve.training.imports.write import write_network
 
-# In onnx's test cases, the operators below work without rows, or with several values. The graphs below use the
+# In onnx's test cases, the operators below compute without rows, or combine several tensors. The graphs below use the
 # operators as models do.
 GRAPHS = {
     "Max": "y = Max (x, half)",
@@ -52,7 +52,7 @@ float[1] one = {1.0}, float two = {2.0}, float three = {3.0}, float[3] medians =
 """
 
 # The number of onnx's test cases that each operator must pass. Each other test case of the operator must be refused, or
-# give the results of onnx. The refused test cases compute across the rows, or with several values.
+# give the results of onnx. The refused test cases compute across the rows, or combine several tensors.
 UNDERSTOOD = {
     **{
         "Abs": 1,

@@ -1,6 +1,6 @@
-"""Imports of a file with PyTorch weights and a text of the printed layers.
+"""Imports of a file with PyTorch weights, together with a text file in which PyTorch printed the layers.
 
-If the file and the text do not match, the error has one line.
+If the two files do not match, the command prints an error in one line.
 """
 
 from __future__ import annotations

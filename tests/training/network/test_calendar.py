@@ -21,7 +21,7 @@ def column(step, origin):
 
 
 def expected(moments):
-    """Compute the parts by Python's calendar: float64 [moments, parts]."""
+    """Compute the parts of each moment with Python's calendar: float64 [moments, parts]."""
     parts = np.array([[m.year, m.month, m.weekday(), m.hour] for m in moments], float)
     angles = parts[:, 1:] * 2 * math.pi / [12, 7, 24]
     waves = np.stack([np.sin(angles), np.cos(angles)], 2).reshape(len(parts), 6)

@@ -35,7 +35,7 @@ def test_a_categorical_column_without_training_values_needs_encoding_too():
     ("values", "bins", "expected"),
     [
         ([5, 5, 5, 5], 8, 0),  # constant
-        ([0, 1, 0, 1], 8, 0),  # a single bin would repeat this column of two values
+        ([0, 1, 0, 1], 8, 0),  # a single bin would only repeat the two values of this column
         ([0, 0, 0, 0, 0, 0, 0, 1, 2], 2, 0),  # the median equals the minimum
         ([0, 1, 2], 2, 2),
         ([0, 1, 2], 0, 0),
@@ -74,8 +74,8 @@ SHARES = GENERATOR.random(5000)
         ("numeric", 1e9 * LOGNORMAL, True),
         ("numeric", np.where(np.arange(5000) % 3, LOGNORMAL, NAN), True),
         ("numeric", np.where(SHARES < 0.3, LOGNORMAL, 0), True),
-        ("numeric", np.where(SHARES < 0.03, LOGNORMAL, 0), False),  # all edges of the bins except one are 0
-        ("numeric", LOGNORMAL // 5, False),  # the column has tails, but few values
+        ("numeric", np.where(SHARES < 0.03, LOGNORMAL, 0), False),  # all bin edges except one are 0
+        ("numeric", LOGNORMAL // 5, False),  # the column has long tails, but few different values
         ("numeric", np.append(NORMAL, 1e6), True),  # one row is far from the others
         ("numeric", np.full(5000, NAN), False),
         ("numeric", np.full(5000, 3.0), False),

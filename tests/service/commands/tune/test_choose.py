@@ -40,7 +40,7 @@ def test_without_cuda_only_threads_are_chosen() -> None:
         ({1: curve(*[100] * 6), 2: curve(*[55] * 6)}, 2),
         ({1: curve(*[100] * 6), 2: curve(*[55] * 6), 4: curve(*[50] * 6)}, 2),
         ({1: curve(*[100] * 6), 2: curve(*[55] * 6), 4: curve(*[30] * 6)}, 4),
-        # Four threads would need a larger gain.
+        # For four threads, the same gain would not be enough.
         ({1: curve(*[100] * 6), 2: curve(*[55] * 6), 3: curve(*[42] * 6)}, 3),
     ],
 )

@@ -84,7 +84,7 @@ def test_the_command_prints_the_table_the_choices_and_the_skipped_measurements(t
         assert re.search(rf"^ *{batch:,} +\d[\d.]* [µm]s", done.stdout, re.M)
     assert re.search(r"^threads = \d+: ", done.stdout, re.M)
     assert "crossover" not in done.stdout
-    # A machine without a GPU gets no line about CUDA.
+    # On a machine without a GPU, the output has no line about CUDA.
     assert bool(re.search(r"^not measured: CUDA: .*without CUDA", done.stdout, re.M)) == nvidia.has_gpu()
     assert f"foldserve serve --config {file}" in done.stdout
     assert ("# not measured: CUDA: " in file.read_text()) == nvidia.has_gpu()

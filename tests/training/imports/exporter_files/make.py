@@ -114,7 +114,7 @@ def make_hummingbird() -> None:
     import onnx
     import torch
 
-    # Hummingbird 0.4 gives the arguments of the older exporter, which is no longer the default.
+    # Hummingbird 0.4 passes arguments for PyTorch's older exporter, which is no longer the default.
     torch.onnx.export = functools.partial(torch.onnx.export, dynamo=False)
     from hummingbird.ml import convert
     from sklearn.linear_model import LogisticRegression
