@@ -27,7 +27,7 @@ ID = {"X-Request-Id": "order-7"}
 def measure(
     server: servers.Server, body: Path, headers: dict[str, str], seconds: float, rows: int
 ) -> tuple[float, float]:
-    """Return the microseconds of processor time for each request, and the requests in a second."""
+    """Return the processor time per request in microseconds, and the number of requests per second."""
     before = processor_seconds(server.process)
     url = f"http://127.0.0.1:{server.port}/predict"
     figures = wrk.load(url, body, headers, connections=32 if rows == 1 else 4, seconds=seconds, rows=rows, core=1)

@@ -87,12 +87,12 @@ class Case:
         return self.path.with_suffix(f".{tool.replace(' ', '-')}.onnx")
 
     def failure(self, tool: str) -> Path:
-        """Return the path of the text file for the reason of a failure."""
+        """Return the path of the text file that gives the reason for a failure."""
         return self.target(tool).with_suffix(".txt")
 
 
 def optimise(tool: str, cases: list[Case]) -> None:
-    """Run a tool on all models, in one process. The reason of a failure is written into a text file."""
+    """Run a tool on all models, in one process. If the tool fails, a text file gives the reason."""
     given = dict(os.environ)
     waiting = [case for case in cases if not case.target(tool).exists() and not case.failure(tool).exists()]
     if not waiting:

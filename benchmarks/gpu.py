@@ -214,7 +214,7 @@ def _kernels(bench: Bench) -> None:
 def _cudnn(bench: Bench) -> None:
     """Run both models in a process that does not load torch, and so does not load torch's cuDNN.
 
-    If a model fails, the report shows the reason of the failure.
+    If a model fails, the report shows the reason.
     """
     small = bench.nets[0]
     for (name, content), options in itertools.product(

@@ -1,9 +1,9 @@
 """Runs the checks for the first half hour on a GPU: `python benchmarks/gpu_half_hour.py correctness|speed|service --out
 DIR`.
 
-The program has three calls: correctness, speed and service. Each call takes at most 10 minutes, and needs no network.
-Each step runs in its own process, so a crash or a hang affects only one step. The outputs are saved in DIR as soon as a
-step ends. The exit status is 1 if there is no GPU or if a step fails.
+The program is called three times: for correctness, for speed and for the service. Each call takes at most 10 minutes,
+and needs no network. Each step runs in its own process, so a crash or a hang affects only one step. The outputs are
+saved in DIR as soon as a step ends. The exit status is 1 if there is no GPU or if a step fails.
 """
 
 from __future__ import annotations

@@ -156,8 +156,7 @@ def _retry_after(outcome: Outcome) -> str:
 
 
 def _per_processor_second(figures: Figures) -> str:
-    """Return how many good responses the server gives per second of its processor time in the overload. Also return
-    this number as a share of the number at the peak.
+    """Return the server's good responses in the overload per second of its processor time, also as a share of the peak.
 
     Other programs on the machine do not affect the processor time of the server.
     """

@@ -57,7 +57,7 @@ TARGET = 1.0
 
 @dataclass(frozen=True)
 class Measured:
-    """The figures of one load, and the seconds of processor time of one request."""
+    """The figures of one load, and the processor time per request in seconds."""
 
     figures: Figures
     processor: float

@@ -63,7 +63,7 @@ def bare(model: bundle.Bundle, rows: np.ndarray, files: int) -> float:
 
 
 def command(model: bundle.Bundle, folder: Path, files: int, output: Path, *flags: str) -> float:
-    """Return the rows a second of the whole command."""
+    """Return the rows per second of the whole command."""
     line = [sys.executable, "-m", "foldserve.service", "score", model.path, folder, "-o", output, "--force", *flags]
     started = time.perf_counter()
     subprocess.run(line, check=True, stdout=subprocess.DEVNULL)

@@ -31,7 +31,7 @@ Block = tuple[int, str]  # the number of the block's first line, counted from 1,
 
 
 def comments(text: str) -> Iterator[Block]:
-    """Join consecutive comment lines of Python. A comment after code is a separate block."""
+    """Join consecutive comment lines of a Python file. A comment after code is a separate block."""
     begins, lines, last = 0, [], -1
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type != tokenize.COMMENT:
@@ -49,7 +49,7 @@ def comments(text: str) -> Iterator[Block]:
 
 
 def hash_comments(text: str) -> Iterator[Block]:
-    """Join the full-line comments of a Makefile, a Dockerfile, YAML or TOML that follow each other."""
+    """Join consecutive full-line comments of a Makefile, a Dockerfile, YAML or TOML."""
     begins, lines = 0, []
     for number, line in enumerate([*text.splitlines(), ""], 1):
         match = re.match(r"\s*#+ ?(.*)", line)

@@ -38,7 +38,7 @@ def test_the_provenance_equals_that_of_a_fresh_training(shipped, fresh):
     assert shipped.manifest.features == fresh.manifest.features
     assert shipped.manifest.folded == fresh.manifest.folded
     theirs, ours = shipped.manifest.provenance, fresh.manifest.provenance
-    # `best_epochs` and `temperature` are results of the training. Another kind of CPU may give other results.
+    # `best_epochs` and `temperature` are results of the training. A different kind of CPU may give different results.
     made_with = [p.hyperparameters | dict.fromkeys(("best_epochs", "temperature")) for p in (theirs, ours)]
     assert made_with[1] == made_with[0]
     same = ("source", "data_sha256", "rows", "seed", "threads")

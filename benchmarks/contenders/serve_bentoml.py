@@ -31,7 +31,7 @@ class Digits:
 
 
 if __name__ == "__main__":
-    # BentoML imports this file again in its child processes, which have other arguments.
+    # BentoML imports this file again in its child processes, which get different arguments.
     os.environ |= {"BENCH_MODEL": str(Path(sys.argv[2]).resolve()), "BENTOML_DO_NOT_TRACK": "True"}
     program = [sys.executable, "-m", "bentoml", "serve", "serve_bentoml:Digits", "--host", "127.0.0.1"]
     program += ["--port", sys.argv[1], "--working-dir", str(Path(__file__).resolve().parent)]

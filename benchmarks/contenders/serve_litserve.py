@@ -16,7 +16,7 @@ class Digits(litserve.LitAPI):
     """The model in LitServe's interface. A request is an array of rows, and a batch is a list of requests."""
 
     def setup(self, device: str) -> None:  # noqa: ARG002  LitServe passes it by name
-        """Open the model in the process of the worker."""
+        """Open the model in the worker's process."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])

@@ -28,7 +28,7 @@ def main() -> None:
         return session.run(None, {"input": input})
 
     # The Python backend of Triton links libpython. Without LD_LIBRARY_PATH, Triton would load the system's libpython,
-    # which has another patch version.
+    # which has a different patch version.
     os.environ["LD_LIBRARY_PATH"] = sysconfig.get_config_var("LIBDIR")
     grpc_port = int(sys.argv[3]) if len(sys.argv) > 3 else None
     config = TritonConfig(

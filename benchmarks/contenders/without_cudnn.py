@@ -1,6 +1,6 @@
 """Runs a model on CUDA in a process without torch: `python without_cudnn.py MODEL FEATURES OPTIONS`.
 
-OPTIONS is a JSON object of options for the CUDA provider. Prints a JSON object. `why` is the reason of a failure, or
+OPTIONS is a JSON object of options for the CUDA provider. Prints a JSON object. `why` is the reason for a failure, or
 null. `cudnn` says whether a cuDNN library was loaded.
 """
 
@@ -17,7 +17,7 @@ _SILENT = 4
 
 
 def run(model: str, features: int, given: dict[str, str]) -> str | None:
-    """Run the model once, on random rows. Return the reason of a failure, or None."""
+    """Run the model once, on random rows. Return the reason for a failure, or None."""
     ort.set_default_logger_severity(_SILENT)
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls(cudnn=False)

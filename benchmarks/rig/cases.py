@@ -62,7 +62,7 @@ FASTIFY = ("node", "benchmarks/contenders/serve_fastify.mjs", "{port}", MODEL, "
 
 
 def _constant(name: str, title: str, script: str) -> Contender:
-    """Return a server of constant responses. Its rate is an upper bound for servers that also run the model."""
+    """Return a server of constant responses. No server that also runs the model can reach a higher rate."""
     command = ("{python}", f"benchmarks/contenders/{script}.py", "{port}", "{sizes}")
     return Contender(name, title, command, "/0", (Endpoint("json", "/{index}", predicts=False),))
 

@@ -45,7 +45,7 @@ def version() -> str:
 
 
 def prefixed(message: bytes) -> bytes:
-    """Return a message after gRPC's prefix, which says that the message is not compressed and gives its length."""
+    """Return gRPC's prefix and the message. The prefix says that the message is uncompressed, and gives its length."""
     return struct.pack(">BI", 0, len(message)) + message
 
 

@@ -11,8 +11,8 @@ flag `--workers 2`, the workers share one port, and the division of the connecti
 
 The simulation gets three measured processor times, but no measured latency. Two of the processor times describe a turn
 of the server. The third processor time is what the load generator needs for a request. If the load generator has its
-own core, its time is added to each latency. Otherwise, its time is added to the turns of the server, because both
-programs use the same cores.
+own core, its time is added to each latency. Otherwise, the load generator's time is added to the turns of the server,
+because both programs use the same cores.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Simulates servers behind a load balancer. The servers form batches by the same rule as foldserve's batcher.
 
-Assumptions: requests arrive at random (Poisson). The balancer sends each request to a replica at random, with given
-shares. A replica has one core, and does one turn after the other. A turn takes all waiting requests, but at most
-`max_batch`. The length of a turn is `fixed` plus `each` times the number of requests in the turn. All responses of a
-turn leave at the end of the turn. No request is refused, and the network takes no time.
+Assumptions: requests arrive at random (Poisson). The balancer sends each request to a random replica, and each replica
+gets a given share. A replica has one core, and does one turn after the other. A turn takes all waiting requests, but at
+most `max_batch`. The length of a turn is `fixed` plus `each` times the number of requests in the turn. All responses of
+a turn leave at the end of the turn. No request is refused, and the network takes no time.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ class Replica:
     law: Literal["constant", "exponential"] = "constant"
 
     def capacity(self) -> float:
-        """Return the largest number of requests a second."""
+        """Return the largest number of requests that the replica can answer per second."""
         return self.max_batch / (self.fixed + self.each * self.max_batch)
 
 
 def latencies(replica: Replica, rate: float, count: int, *, shares: Sequence[float] = (1.0,), seed: int = 0) -> Array:
     """Return the seconds from arrival to response, for each of `count` requests. `rate` requests arrive per second.
 
-    shares: the share of the requests for each replica. The first tenth of the requests is left out, because the queues
-    begin empty.
+    shares: the share of the requests that each replica gets. The first tenth of the requests is left out, because the
+    queues begin empty.
     """
     random = np.random.default_rng(seed)
     arrivals = np.cumsum(random.exponential(1 / rate, count))

@@ -1,4 +1,4 @@
-"""Fixtures: the server that all clients use, and the outputs of ONNX Runtime without foldserve for the same rows.
+"""Fixtures: the server that all clients use, and the outputs that ONNX Runtime alone computes for the same rows.
 
 `make test-clients` runs these tests in the environment of the clients, which has no foldserve. SERVER_PYTHON is a
 Python that has foldserve. In other environments the clients are missing, so the tests are skipped with a reason.

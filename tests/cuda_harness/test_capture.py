@@ -44,7 +44,7 @@ print_captures()
 print(violations())
 """
     assert run(CAPTURES + code) == [
-        # For one row, ONNX Runtime copies the bias of a Gemm. For more rows, a kernel repeats the bias.
+        # For one row, ONNX Runtime copies the bias of a Gemm. For several rows, a kernel repeats the bias.
         f"{THREAD_LOCAL} | copy copy gemm relu copy gemm relu copy gemm softmax copy | end capture nodes 11",
         f"{THREAD_LOCAL} | copy bias gemm relu bias gemm relu bias gemm softmax copy | end capture nodes 11",
         "[]",
@@ -197,7 +197,7 @@ print(violations(), cuda.harness_used())
 
 
 def test_the_stand_in_detects_broken_rules(run: Run) -> None:
-    """The stand-in must report each broken rule of CUDA.
+    """The stand-in must report each violation of CUDA's rules.
 
     If the stand-in reported nothing, the tests above could pass although a rule is broken.
     """

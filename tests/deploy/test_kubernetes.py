@@ -58,7 +58,7 @@ def served_as_in_the_pod(tmp_path: Path) -> Iterator[tuple[Served, Served]]:
     with serving(tmp_path / "models", tmp_path / "log", *CONTAINER["args"][1:], *free) as main:
         found = re.search(r"administration are on http://127\.0\.0\.1:(\d+)\n", main.process.stdout.readline())
         yield main, replace(main, port=int(found[1]))
-        main.process.kill()  # the drain would last --drain-delay
+        main.process.kill()  # an ordinary stop would wait for --drain-delay
 
 
 def test_the_probes_and_the_metrics_answer_at_their_ports_and_paths(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_the_arguments_of_kserve_serve_one_bundle_under_the_name_of_the_service(
             answer = served.send("POST", "/v1/models/house-prices:predict", body=b'{"instances": [[1, 3]]}')
             assert answer.json()["predictions"] == [2.0]
         finally:
-            process.kill()  # the drain would last --drain-delay
+            process.kill()  # an ordinary stop would wait for --drain-delay
 
 
 def test_the_drain_of_kserve_is_shorter_than_the_default_grace_of_a_pod() -> None:

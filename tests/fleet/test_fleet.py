@@ -83,7 +83,8 @@ class Server:
 class Answer:
     """A prediction's answer, as the load process reports it.
 
-    server: the address of the server, or "" if no server answered. start, end: the monotonic times of the request.
+    server: the address of the server, or "" if no server answered. start, end: the monotonic times at which the request
+    begins and ends.
     """
 
     number: int

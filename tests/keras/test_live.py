@@ -101,7 +101,7 @@ def save(path: Path) -> Path:
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], None], **entries: bytes) -> None:
-    """Change the description in a `.keras` file. change: gets the description of the model."""
+    """Change the description in a `.keras` file. change: a function that changes the model's description."""
     with zipfile.ZipFile(path) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()} | entries
     described = json.loads(contents["config.json"])

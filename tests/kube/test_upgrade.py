@@ -2,9 +2,9 @@
 
 KUBE_CONTEXT names the cluster. KUBE_IMAGES names two images of `make image` that the nodes of the cluster can pull, for
 example `KUBE_IMAGES="registry.example/foldserve:1 registry.example/foldserve:2"`. The clients send requests to the
-ready endpoints of the service. Like clients behind a slow proxy, they learn of each change five seconds late. The API
-server forwards the requests of the clients to the pods. The test creates the namespace `foldserve-upgrade`, and deletes
-this namespace at the end.
+ready endpoints of the service. Like clients behind a slow proxy, the clients learn five seconds late that an endpoint
+has changed. The API server forwards the requests of the clients to the pods. The test creates the namespace
+`foldserve-upgrade`, and deletes this namespace at the end.
 """
 
 from __future__ import annotations

@@ -27,8 +27,7 @@ class SimulatedGpu:
 
     log: the calls in order. threads: the threads that made the calls. options: the provider's options for each session.
     fails: a function that returns the exception that the next call raises, or None. works: False if the device has
-    failed for good.
-    recorded: the work of the capture that has begun, or None.
+    failed for good. recorded: the work that the current capture has recorded; None without a capture.
     """
 
     log: list[str] = field(default_factory=list)

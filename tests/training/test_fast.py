@@ -12,7 +12,7 @@ from foldserve.service import bundle
 ROWS = "width,colour,kind\n" + "".join(
     f"{row % 7 + row % 3},{'red' if row % 2 else 'blue'},{'abc'[row % 3]}\n" for row in range(90)
 )
-# The import of each of these modules takes 0.2 s or more, or is never necessary for a training.
+# Each of these modules takes at least 0.2 s to import, or is never necessary for a training.
 HEAVY = (
     "sklearn",
     "scipy",

@@ -77,9 +77,9 @@ class BitComparison:
 class Block:
     """One network in one precision, and the contenders that could open it.
 
-    seconds: the time of one contender in one round. note: called with a contender's title and the reason of a failure.
-    spent: seconds of compiling so far, by contender. compiling: the limit of `spent`. A contender that has reached the
-    limit compiles nothing more.
+    seconds: the time of one contender in one round. note: called with a contender's title and the reason for its
+    failure. spent: seconds of compiling so far, by contender. compiling: the limit that `spent` may not exceed. A
+    contender that has reached the limit compiles nothing more.
     """
 
     setting: Setting
@@ -179,8 +179,8 @@ class Block:
     def compare_bits(self, batches: Sequence[int]) -> BitComparison:
         """Compare the outputs with and without CUDA graphs bit by bit, on new rows.
 
-        A graph computes all rows of its size, and cuBLAS may choose another kernel for another number of rows. So the
-        run without graphs gets exactly as many rows as the graph computes.
+        A graph computes all rows of its size, and cuBLAS may choose a different kernel for a different number of rows.
+        So the run without graphs gets exactly as many rows as the graph computes.
         """
         found = BitComparison(self.setting.network.title, self.setting.precision)
         by_name = {contender.name: contender for contender in self.opened}

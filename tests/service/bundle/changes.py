@@ -1,6 +1,6 @@
 """Changes to a manifest.
 
-The changed manifest is still valid, but has another meaning. Each change has a list of the fields that differ.
+The changed manifest is still valid, but has a different meaning. Each change has a list of the fields that differ.
 """
 
 from __future__ import annotations

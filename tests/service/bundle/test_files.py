@@ -422,7 +422,7 @@ def test_a_write_killed_at_any_step_leaves_a_whole_bundle_or_nothing(digits, tmp
     assert done.returncode == 0, done.stderr
     *killed, last = done.stdout.splitlines()
     assert last == "ended 1"
-    # The bundle appears as a whole in one of the steps. It does not exist before this step, and exists after every
+    # The bundle appears as a whole in one of the steps: it does not exist before this step, and exists after every
     # later step.
     assert killed == sorted(killed)
     assert {"killed 0", "killed 1"} == set(killed)

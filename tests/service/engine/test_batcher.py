@@ -738,7 +738,7 @@ class Waiting:
     late: bool
     cancelled: bool = False
     taken: int = 0
-    wanted: type[RequestError] | None = None  # the error that the caller must get; None for the outputs
+    wanted: type[RequestError] | None = None  # the error that the caller must get; None: it must get its outputs
     over: bool = False  # if true, two outcomes are correct: the caller gets its result, or the caller is cancelled
 
     def end(self, wanted: type[RequestError] | None) -> None:

@@ -127,7 +127,7 @@ def test_labels_of_a_regression_give_its_errors_and_old_predictions_are_forgotte
     assert drift(served, "roots")["quality"]["live"] == pytest.approx({"rmse": (1.25 / 2) ** 0.5, "mae": 0.75})
     statistics = drift(served, "roots")["predictions"]
     assert (statistics["mean"], statistics["deviation"]) == pytest.approx((2.5, 0.5))
-    predict(served, "roots", [[4, 0]] * 1001, "large")  # the server remembers fewer rows
+    predict(served, "roots", [[4, 0]] * 1001, "large")  # more rows than the server remembers
     assert label(served, "roots", ("old", [2, 3]), ("large", [2] * 1001)).json()["repeated"]["indices"] == [0]
     for number in itertools.count():  # wait until the worker has forgotten the old prediction
         predict(served, "roots", [[4, 0]] * 500, f"new-{number}")

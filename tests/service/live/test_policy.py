@@ -1,4 +1,4 @@
-"""A policy file chooses versions, labels and canaries. A single flat bundle is served under any name."""
+"""A policy file chooses versions, labels and canaries. A single bundle in a flat folder is served under the given name."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""An idle model predicts a golden row every few seconds. If an idle model fails such a prediction, it is not ready
-until a later prediction succeeds.
+"""An idle model predicts a golden row every few seconds. If the prediction of a golden row fails, the model is not
+ready until such a prediction succeeds.
 """
 
 from __future__ import annotations

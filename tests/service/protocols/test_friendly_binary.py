@@ -215,8 +215,8 @@ def arrow(outputs: np.ndarray, labels: tuple[Any, ...] = ()) -> pa.Table:
         ((True, False), pa.bool_(), (True, False)),
         ((0.5, 1e300), pa.float64(), (0.5, 1e300)),
         ((1, 1.5), pa.float64(), (1.0, 1.5)),
-        # Labels of different types become JSON texts. Labels also become JSON texts if the column's type can't hold
-        # them exactly.
+        # If the labels have different types, they become JSON texts. Labels also become JSON texts if the column's type
+        # can't hold them exactly.
         (("0", 1), pa.string(), ("0", "1")),
         ((True, 2), pa.string(), ("true", "2")),
         ((False, "false "), pa.string(), ("false", "false ")),

@@ -31,7 +31,9 @@ LENGTH = b"inference-header-content-length"
 
 
 def tensor(**changes: Any) -> dict[str, Any]:
-    """Make a tensor of two FP32 rows, with changed members. A member with the value `...` is left out of the tensor."""
+    """Make a tensor of two FP32 rows, and replace some of its members. A member with the value `...` is left out of the
+    tensor.
+    """
     whole = {"name": "input", "shape": [2, 2], "datatype": "FP32", "data": [1.5, 2.5, 3.5, 4.5], **changes}
     return {name: value for name, value in whole.items() if value is not ...}
 

@@ -1,4 +1,4 @@
-"""The sampler counts all rows while there are few rows, and a fair sample while there are many rows."""
+"""The sampler counts all rows if there are few rows, and a fair sample if there are many rows."""
 
 from __future__ import annotations
 

@@ -245,7 +245,7 @@ print(live_objects())
 stream.close()
 print(live_objects())
 """
-    # 4 objects: the stream, two blocks of memory, and the executable graph. The graph that was recorded is destroyed.
+    # 4 objects: the stream, two blocks of memory, and the executable graph. The recorded graph is destroyed.
     assert use(code).splitlines() == ["[[0.0], [0.0]]", "[[5.0], [5.0]]", "[[6.0], [6.0]]", "4", "0"]
 
 

@@ -55,7 +55,7 @@ def with_ones(rows: np.ndarray, count: int) -> np.ndarray:
         (network(5, 7, 6, 9, 3), 3, 0),
         (network(3, 2), 1, 0),
         (network(6, 8, 4, hidden="Tanh"), 2, 1),  # the second Gemm follows no Relu, so it keeps its bias
-        (network(6, 8, 8, 4, first="Abs"), 0, 1),  # the first Gemm keeps its bias, which makes the 1 for the next Gemm
+        (network(6, 8, 8, 4, first="Abs"), 0, 1),  # the bias of the first Gemm stays: it makes the next Gemm's 1
         (network(6, 8, 8, 4, first="Abs", hidden="Sigmoid"), 0, 3),
     ],
 )

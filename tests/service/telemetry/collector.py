@@ -59,8 +59,8 @@ class Collector:
             return condition()
 
     def trace(self, name: str, **attributes: Any) -> tuple[ReceivedSpan, dict[str, ReceivedSpan]]:
-        """Wait for the span of a request that has the given attributes. Return the span, and the children of the span
-        by name.
+        """Wait for a request's span that has the given attributes. Return the span, and the children of the span by
+        name.
 
         A span processor sends the child spans of a request before the request's own span.
         """

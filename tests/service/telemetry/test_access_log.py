@@ -1,4 +1,6 @@
-"""The access log and the format of the log of a real server. Each line of the JSON format is parsed."""
+"""A real server writes its access log, and its other log lines in the chosen format. Each line of the JSON format is
+parsed.
+"""
 
 from __future__ import annotations
 

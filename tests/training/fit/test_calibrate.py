@@ -1,4 +1,6 @@
-"""The temperature is recovered from many rows, stays near 1 on few rows, and changes no predicted class."""
+"""From many rows, the fit finds the true temperature. On few rows, the temperature stays near 1. It changes no
+predicted class.
+"""
 
 import math
 

@@ -64,7 +64,7 @@ def test_costs_give_the_best_threshold_of_calibrated_probabilities(rule, expecte
 
 @pytest.mark.parametrize(("rule", "expected"), [("f1", 0.5), ("cost:1,4", 0.2), ("cost:1,99", 0.46)])
 def test_among_equally_good_thresholds_the_one_for_calibrated_probabilities_is_chosen(rule, expected):
-    # For calibrated probabilities, the costs 1 and 99 would give the threshold 0.01. Here it is not among the best
+    # For calibrated probabilities, the costs 1 and 99 give the threshold 0.01. Here, 0.01 is not among the best
     # thresholds, so the middle of the best thresholds is chosen.
     found, _ = choose(rule, np.array([False, False, True]), np.array([0.01, 0.016, 0.9], np.float32))
     assert found.value == expected

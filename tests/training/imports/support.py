@@ -31,7 +31,9 @@ class Model:
     def add(
         self, kind: str, *constants: Any, source: Sequence[str] | None = None, domain: str = "", **given: Any
     ) -> str:
-        """Add a node. Its inputs are `source`, by default the current value, and then the constants."""
+        """Add a node. The node's first inputs are `source` (by default, the current value), and its other inputs are
+        the constants.
+        """
         names = [self.value] if source is None else list(source)
         for constant in constants:
             names.append(f"c{len(self.constants)}")

@@ -18,7 +18,7 @@ COLUMNS = 5
 def networks(draw):
     """A network of one to three blocks.
 
-    A block has a batch norm before or after its activation, a skip connection, or three members.
+    A block has a batch norm before or after its activation, a skip connection, or three members whose mean it returns.
     """
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     model = Model(COLUMNS)

@@ -13,7 +13,7 @@ HOSTILE = "<script>alert(1)</script>\"'&"
 
 
 def manifest(task, y, outputs, names, labels, **changes):
-    """Make a manifest with the metrics that `outputs` reach for the targets `y`."""
+    """Make a manifest whose metrics compare `outputs` with the targets `y`."""
     feature = {"range": (0.0, 16.0), "histogram": {"edges": (0.0, 8.0, 16.0), "counts": (30, 10)}}
     parity = {"rows": 4096, "max_absolute": 4.1e-7, "max_relative": 3e-6, "worst": 0.0097}
     agreement = {"argmax_rows": 4096, "argmax_agreement": 1.0} if labels else dict.fromkeys(AGREEMENT)

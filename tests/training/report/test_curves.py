@@ -84,7 +84,8 @@ def test_the_share_found_is_the_mean_over_all_orders_of_rows_with_equal_scores()
     positive, scores = np.array([1, 1, 0, 0, 0], bool), np.array([0.9, 0.5, 0.5, 0.5, 0.1])
     curve = trace_curve(positive, scores)
     assert curve.found_in_first(0.2) == pytest.approx(1 / 2)
-    # Three rows have the score 0.5. One of them is in second place, and is positive with a probability of 1/3.
+    # Three rows have the score 0.5. The row in second place is one of these three rows, so it is positive with a
+    # probability of 1/3.
     assert curve.found_in_first(0.4) == pytest.approx((1 + 1 / 3) / 2)
     assert curve.found_in_first(1.0) == 1
 

@@ -1,4 +1,4 @@
-"""The report compares a new version with the version before, and shows the size and the speed of the model."""
+"""The report compares a new version with the previous version, and shows the size and the speed of the model."""
 
 import json
 from dataclasses import replace

@@ -82,7 +82,7 @@ def test_no_group_is_in_two_parts(groups, seed):
         split = split_rows(made, test=0.2, validation=0.1, seed=seed)
     except DataError:
         # In a regression, each part of the split needs at least two rows. So the split is refused if there are fewer
-        # than three groups, or if a group has a single row.
+        # than three groups, or if a group has only one row.
         assert len(set(groups)) < 3 or min(groups.count(group) for group in groups) < 2
         return
     sides = [{groups[row] for row in part} for part in (split.train, split.validation, split.test)]

@@ -57,7 +57,7 @@ def served(model, tmp_path_factory):
 def assert_answers(table, served, rtol=0):
     """Check that each row has the id, the prediction and the probabilities that the server returns.
 
-    If a run has another number of rows, the last bit of a probability may differ.
+    If a run has a different number of rows, the last bit of a probability may differ.
     """
     expected = [row[0] for number, row in enumerate(ROWS, 1) if number not in BAD]
     assert table["id"].to_pylist() == expected

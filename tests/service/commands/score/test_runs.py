@@ -44,7 +44,7 @@ def score(*arguments):
 
 
 def assert_refused(capsys, status, reason):
-    """Check that the last line on standard error has the reason of the refusal. Only notes may come before the last
+    """Check that the last line on standard error gives the reason for the refusal. Only notes may come before the last
     line.
     """
     assert status == 1
