@@ -117,7 +117,8 @@ def optimise(tool: str, cases: list[Case]) -> None:
 
 
 def fuse(network: nn.Module, path: Path) -> str:
-    """Fuse each Linear with the batch norm after it by `torch.nn.utils.fuse_linear_bn_eval`, and export the network.
+    """Use `torch.nn.utils.fuse_linear_bn_eval` to fuse each Linear with the batch norm after it, and export the
+    network.
 
     Return the reason if the fusion fails.
     """

@@ -136,7 +136,7 @@ def _count(request: bytes, requests: int) -> int:
                     send = _sender(talk, request)
                     send(WARM_UP)
                     _control(server, "--instr=on")
-                    send(WARM_UP)  # valgrind translates the code again, now with counters
+                    send(WARM_UP)  # valgrind now translates the code again, to add counters
                     _control(server, "--zero")
                     send(requests)
                     _control(server, "--instr=off")

@@ -32,7 +32,7 @@ def error_classes(package: str) -> dict[str, type[Exception]]:
 
 
 def tree(package: str) -> dict[str, re.Match[str]]:
-    """Return the lines of the tree by the name of the error."""
+    """Return the lines of the tree as a dictionary whose keys are the names of the errors."""
     doc = importlib.import_module(f"foldserve.{package}.errors").__doc__ or ""
     found = filter(None, map(LINE.match, doc.splitlines()))
     return {line["name"]: line for line in found}
@@ -53,7 +53,7 @@ def created(file: Path) -> Iterator[str]:
 
 
 def raise_sites(package: str) -> dict[str, set[str]]:
-    """Return the modules of the package that create each error, by the error's name."""
+    """For the name of each error, return the modules of the package that create the error."""
     folder = PACKAGE / package
     sites: dict[str, set[str]] = {name: set() for name in error_classes(package)}
     for file in sorted(folder.rglob("*.py")):

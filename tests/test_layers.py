@@ -139,7 +139,7 @@ def layer(name: str) -> str | None:
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    """Yield every module of the packages with its name below `foldserve`."""
+    """Yield every module of the packages, and the module's name below `foldserve`."""
     for package in ("service", "training", "api"):
         for file in sorted((PACKAGE / package).rglob("*.py")):
             name = ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")

@@ -57,7 +57,7 @@ _HEADER = (
 class Plan:
     """The settings of a comparison.
 
-    serve: starts a server on a core. cores: the two cores for the servers and the load.
+    serve: starts a server on a core. cores: the two cores for the servers and the load generator.
     """
 
     serve: Callable[[int], AbstractContextManager[Server]]
@@ -138,7 +138,7 @@ def _may_have(priority: int | None) -> bool:
 
 @contextmanager
 def _priority(priority: int | None) -> Iterator[None]:
-    """Give this process and the processes that it starts a real-time priority. None changes nothing."""
+    """Set a real-time priority for this process and for the processes that it starts. None changes nothing."""
     policy, old = os.sched_getscheduler(0), os.sched_getparam(0)
     if priority is not None:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))

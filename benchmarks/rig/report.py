@@ -84,7 +84,7 @@ def machine(versions: Sequence[str]) -> str:
 
 
 def write_section(text: str, document: Path = README, markers: tuple[str, str] | None = None) -> None:
-    """Write `text` between the markers of the running script in a document, by default benchmarks/README.md."""
+    """Write `text` into a document, by default benchmarks/README.md, between the markers of the running script."""
     first, last = markers or (f"<!-- {_script()} --write: from here -->", f"<!-- {_script()} --write: to here -->")
     before, _, rest = document.read_text(encoding="utf-8").partition(first)
     _, found, after = rest.partition(last)

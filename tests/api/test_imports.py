@@ -1,4 +1,4 @@
-"""`import foldserve` loads no library. The error of a missing library has a remedy. Type checkers see every name."""
+"""`import foldserve` loads no library. A missing library gives an error with a remedy. Type checkers see every name."""
 
 from __future__ import annotations
 

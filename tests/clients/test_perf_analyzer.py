@@ -48,7 +48,7 @@ def perf_analyzer(server: Server, model: str, *arguments: object) -> subprocess.
 
 
 def assert_measured(done: subprocess.CompletedProcess[str]) -> None:
-    """Check that perf_analyzer succeeded, and reports the measurements and the statistics of the server."""
+    """Check that perf_analyzer succeeded, and that it reports the measurements and the statistics of the server."""
     assert done.returncode == 0, done.stdout + done.stderr
     for figure in (r"  Request count: [1-9]", r"  Successful request count: [1-9]", r"throughput: [\d.]+ infer/sec"):
         assert re.search(figure, done.stdout), done.stdout

@@ -54,7 +54,7 @@ def test_the_file_alone_tells_its_labels_features_categories_and_missing_texts(m
 
 
 def repackage(found, model, folder):
-    """Write `model` over the model of a copy of a bundle, with a right hash and a right seal."""
+    """Copy a bundle, and replace the model in the copy by `model`. The hash and the seal of the copy are right."""
     copy = bundle.write(folder, found.manifest.name, found.model, lambda _: found.manifest)
     (copy.path / bundle.MODEL_FILE).write_bytes(model)
     hashed = {"size": len(model), "sha256": sha256(model).hexdigest()}

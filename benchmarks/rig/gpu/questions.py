@@ -264,7 +264,7 @@ def _time(what: str, work: Callable[[], object]) -> None:
 
 
 def memory() -> None:
-    """Print the errors of a memory limit and of a full device, and whether the next run is answered."""
+    """Print the errors that a memory limit and a full device cause, and whether the next run succeeds."""
     few, many = np.ones((1, 512), np.float32), np.ones((60_000, 512), np.float32)
     attempt("a limit of 1 KiB", lambda: open_runner(WIDE, Options("cuda", gpu_memory=2**10)))
     limited = open_runner(WIDE, Options("cuda", gpu_memory=2**26, buckets=(1,)))

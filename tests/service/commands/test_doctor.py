@@ -146,7 +146,7 @@ def test_two_wheels_at_once_are_wrong_for_every_device(tmp_path: Path) -> None:
         assert f"{other} 1.31.1" in checks["wheel"]["found"]
         remedy = f"pip uninstall --yes onnxruntime onnxruntime-gpu && pip install 'foldserve[{extra}]'"
         assert checks["wheel"]["remedy"] == remedy
-    # With --device auto, the name of the installed wheel decides whether the user wants CUDA.
+    # With --device auto, the name of the installed wheel shows whether the user wants CUDA.
     _, checks = run_doctor(env=import_first(tmp_path) | {"NVIDIA_TF32_OVERRIDE": "1"})
     assert checks["TF32"]["status"] == "wrong"
 

@@ -52,7 +52,7 @@ def requests(draw: strategies.DrawFn) -> tuple[bytes, bytes]:
 
 
 def read(packets: Sequence[bytes], heads: Heads) -> list[tuple[bytes, bytes]]:
-    """Return the bytes and the body of each request."""
+    """For each request, return all its bytes, and its body alone."""
     reader, body, raw = HeadReader(heads), None, b""
     found = []
     for packet in packets:

@@ -1,5 +1,5 @@
-"""`foldserve` in which one process can't read a certain manifest. The environment variable MANIFEST has the path of the
-manifest.
+"""Runs `foldserve`, but one process can't read a certain manifest. The environment variable MANIFEST has the path of
+the manifest.
 
 The first process that reads the manifest creates the file REFUSED, and fails.
 """

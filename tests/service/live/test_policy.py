@@ -1,4 +1,6 @@
-"""A policy file chooses versions, labels and canaries. A single bundle in a flat folder is served under the given name."""
+"""A policy file chooses versions, labels and canaries. A single flat bundle is served under the name that the user
+gives.
+"""
 
 from __future__ import annotations
 

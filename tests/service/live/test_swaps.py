@@ -25,7 +25,7 @@ PATHS = ("/predict", "/v1/models/roots:predict")
 
 
 def load_without_end(server: Served, client: int, stop: threading.Event) -> Counter[str]:
-    """Predict on one connection until `stop`. Returns the number of each kind of answer."""
+    """Predict on one connection until `stop`. Returns how many answers of each kind arrived."""
     body = BODIES[client % len(BODIES)]
     sent = request("POST", PATHS[client % len(PATHS)], body=body)
     outcomes: Counter[str] = Counter()

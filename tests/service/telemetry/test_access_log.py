@@ -60,7 +60,7 @@ class Logged:
         return self.sent[-1]
 
     def text(self) -> list[str]:
-        """Wait until the access log has as many lines as requests were sent, and return these lines."""
+        """Wait until the access log has one line for each sent request, and return these lines."""
         hung = time.monotonic() + PATIENCE
         while True:
             lines = self.server.log.read_text().splitlines()[self._known :]

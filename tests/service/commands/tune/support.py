@@ -27,7 +27,7 @@ PLAIN = curve(90, 90, 90, 95, 110, 160)
 
 
 def load_on_fake_gpu(bundle: Bundle, options: Options) -> tuple[Runtime, Parity]:
-    """Load a model as on a machine with a GPU. The device's memory is host memory."""
+    """Load a model in the same way as on a machine with a GPU. The device's memory is host memory."""
     gpu = SimulatedGpu()
     cuda = CudaRunner(bundle.model, options, gpu.connect, gpu.open_session) if options.device != "cpu" else None
     return Runtime(CpuRunner(bundle.model, options.threads), cuda, options.crossover, "test"), _parity(bundle)
