@@ -1,4 +1,4 @@
-"""Measures how many new connections a second foldserve answers while keep-alive connections are busy: `python
+"""Measures how many new connections per second foldserve answers while keep-alive connections are busy: `python
 benchmarks/new_connections.py`.
 
 The program starts foldserve with one worker and the models of the repository.

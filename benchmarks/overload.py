@@ -2,7 +2,7 @@
 
 The server has one core, and the program that sends the load has another core. The benchmark has four rounds. In the
 first round, a closed loop gives the peak rate. In the second round, a small load gives the latency without a queue. In
-the third round, an open loop sends requests at a multiple of the peak rate, which is the overload. The last round
+the third round, an open loop overloads the server: it sends requests at a multiple of the peak rate. The last round
 measures the recovery after the overload. The table compares the figures with their targets.
 """
 
@@ -135,7 +135,7 @@ def _pair(outcome: Outcome, status: int) -> str:
 
 
 def _pair_after_sending(outcome: Outcome, status: int) -> str:
-    """Return percentiles of the latency, from the time at which the driver sent the request."""
+    """Return percentiles of the latency, measured from the time at which the driver sent the request."""
     found = (np.array(outcome.answered) - np.array(outcome.sent))[np.array(outcome.status, int) == status] * 1e3
     return f"{np.percentile(found, 50):.2f} / {np.percentile(found, 99):.2f}" if len(found) else "-"
 

@@ -22,7 +22,7 @@ class Digits(litserve.LitAPI):
         self.session = onnxruntime.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])
 
     # LitServe reads the annotation of the argument `request`: the type `Request` means the parsed body. With `from
-    # __future__ import annotations`, LitServe would see a text instead of the type `Request`.
+    # __future__ import annotations`, LitServe would see the string "Request" and not the type `Request`.
     def decode_request(self, request: Request) -> Rows:
         """Return the rows of the parsed body."""
         return np.array(request["instances"], dtype=np.float32)

@@ -62,7 +62,9 @@ FASTIFY = ("node", "benchmarks/contenders/serve_fastify.mjs", "{port}", MODEL, "
 
 
 def _constant(name: str, title: str, script: str) -> Contender:
-    """Return a server of constant responses. No server that also runs the model can reach a higher rate."""
+    """Return a server of constant responses. A server that also runs the model can't reach a higher rate than this
+    server.
+    """
     command = ("{python}", f"benchmarks/contenders/{script}.py", "{port}", "{sizes}")
     return Contender(name, title, command, "/0", (Endpoint("json", "/{index}", predicts=False),))
 

@@ -30,8 +30,8 @@ class Host:
     switch: str
 
     def command(self, *words: object) -> list[str]:
-        """Return the command line that runs a program on this host. The program keeps the process id with which the
-        command line started.
+        """Return the command line that runs a program on this host. The started process itself becomes the program, so
+        its process id does not change.
         """
         return ["nsenter", f"--net=/run/netns/{self.namespace}", *map(str, words)]
 

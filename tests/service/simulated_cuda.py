@@ -27,7 +27,8 @@ class SimulatedGpu:
 
     log: the calls in order. threads: the threads that made the calls. options: the provider's options for each session.
     fails: a function that returns the exception that the next call raises, or None. works: False if the device has
-    failed for good. recorded: the work that the current capture has recorded; None without a capture.
+    failed for good.
+    recorded: the work that the current capture has recorded; None without a capture.
     """
 
     log: list[str] = field(default_factory=list)

@@ -1,7 +1,7 @@
 """The server refuses several large bodies at the same time.
 
-The refused bodies do not fill the memory, and do not block other requests. All limits follow from `--max-body`. Before
-the limits existed, eight large bodies took 0.4 to 3 GB of memory.
+The refused bodies do not fill the memory, and do not block other requests. The server derives all these limits from
+`--max-body`. Before the limits existed, eight large bodies took 0.4 to 3 GB of memory.
 """
 
 from __future__ import annotations

@@ -528,7 +528,7 @@ def test_a_flag_that_is_neither_true_nor_false_is_refused(value: object) -> None
     st.booleans(),
 )
 def test_outputs_come_back_with_all_their_bits(outputs: np.ndarray, is_binary: bool, turned: bool) -> None:
-    outputs = outputs.T if turned else outputs  # the memory of a transposed array has another order of values
+    outputs = outputs.T if turned else outputs  # a transposed array has a different order in memory
     found, content = answer(decode(head(tensor(), parameters={"binary_data_output": is_binary})), outputs)
     (told,) = found["outputs"]
     assert told["shape"] == list(outputs.shape)

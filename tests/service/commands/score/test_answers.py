@@ -20,7 +20,7 @@ from tests.service.commands.score.support import COLUMNS, DIGITS, digits_table, 
 from tests.service.support import PATIENCE, command_line, environment, oracle, serving
 
 ROWS = sales(300, seed=1)
-# Rows that the server refuses, by their number in the file, with the reason.
+# For each row that the server refuses: its number in the file, and the reason.
 BAD = {
     7: (1, "seven", "column 'price' is not a number"),
     30: (3, "30.02.2024", "column 'seen' is not a date or time as in the training table"),
