@@ -26,8 +26,8 @@ SERVICE = ("-m", "foldserve.service")
 
 
 def steps(call: str, out: Path) -> list[tuple[str, int, tuple[str, ...]]]:
-    """List the steps of a call: a name, a limit in seconds, and Python's arguments. The most important step comes
-    first.
+    """List the steps of a call. A step has a name, a limit in seconds, and arguments for Python. The most important
+    step comes first.
     """
     question = ("-m", "rig.gpu.questions")
     benchmark = ("benchmarks/gpu.py", "--out")

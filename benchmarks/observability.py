@@ -68,7 +68,7 @@ def start(stack: ExitStack, folder: Path, name: str, flags: tuple[str, ...], cod
 
 
 def measure(server: servers.Server, body: Path, headers: dict[str, str], seconds: float) -> tuple[float, float]:
-    """Return the processor time for each request, in microseconds, and the number of requests in a second."""
+    """Return the processor time for each request, in microseconds, and the number of requests per second."""
     before = processor_seconds(server.process)
     url = f"http://127.0.0.1:{server.port}/predict"
     figures = wrk.load(url, body, headers, connections=32, seconds=seconds, rows=1, core=1)

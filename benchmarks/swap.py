@@ -25,7 +25,7 @@ from foldserve.service import bundle
 
 ROOT = Path(__file__).parents[1]
 _PAUSE = 0.002  # time in seconds from an answer to the client's next request
-_EDGE = 0.1  # time in seconds from the start of a second until the swap in this second
+_EDGE = 0.1  # a swap happens this many seconds after the start of its second
 
 
 def main() -> None:

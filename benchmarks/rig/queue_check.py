@@ -6,8 +6,9 @@ core, and the load generator runs on the same cores. Each part runs once with th
 with real-time priority. With real-time priority, the servers wait for no other program, and the load generator waits
 for no server. So the latencies of the two runs differ by the waits that the scheduler causes.
 
-Each server has one worker and a port of its own, so the load generator divides its connections equally. If you give the
-flag `--workers 2`, the workers share one port, and the division of the connections depends on chance.
+Each server has one worker and a port of its own, so the load generator divides its connections equally between the
+servers. If you give the flag `--workers 2`, the workers share one port, and the division of the connections depends on
+chance.
 
 The simulation gets three measured processor times, but no measured latency. Two of the processor times describe a turn
 of the server. The third processor time is what the load generator needs for a request. If the load generator has its

@@ -36,7 +36,7 @@ def add_copy(models: Path, name: str) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """roots/1 is intact. Each other model is broken in a different way."""
+    """roots/1 is intact. Each of the other models is broken in a different way."""
     folder = tmp_path_factory.mktemp("models")
     write_square_root(folder)
     flip_byte(add_copy(folder, "flipped") / "model.onnx", 20)

@@ -24,7 +24,7 @@ PLACE = "the long array"
 
 TENSOR = {"name": "input", "shape": [1, 64], "datatype": "FP32", "data": [0.0] * 64}
 
-# Bodies with PLACE where the long array is inserted.
+# Bodies in which PLACE marks where the long array is inserted.
 PLACES: dict[str, dict[str, Any]] = {
     "shape": {"inputs": [{**TENSOR, "shape": PLACE}]},
     "a tensor's parameters": {"inputs": [{**TENSOR, "parameters": {"a": PLACE}}]},

@@ -51,8 +51,8 @@ test (float[rows, 3] x) => (float[rows, 3] y)
 float[1] one = {1.0}, float two = {2.0}, float three = {3.0}, float[3] medians = {5.0, 6.0, 7.0}>
 """
 
-# The number of onnx's test cases that each operator must pass. Each other test case of the operator must be refused, or
-# give the results of onnx. The refused test cases compute across the rows, or combine several tensors.
+# The number of onnx's test cases that each operator must pass. Every other test case of the operator must be refused,
+# or give the results of onnx. The refused test cases compute across the rows, or combine several tensors.
 UNDERSTOOD = {
     **{
         "Abs": 1,

@@ -17,7 +17,7 @@ COLUMNS = ("id", "price", "share", "seen", "sold", "town", "y")
 
 
 def sales(rows: int, seed: int = 0) -> list[tuple[str, ...]]:
-    """Draw the cells of a table with notations, dates, booleans, categories and missing values."""
+    """Draw the cells of a table: numbers in several notations, dates, booleans, categories and missing values."""
     draw = random.Random(seed)  # noqa: S311 (no secret)
 
     def row(number: int) -> tuple[str, ...]:
