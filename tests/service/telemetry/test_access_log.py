@@ -1,6 +1,4 @@
-"""A real server writes its access log, and its other log lines in the chosen format. Each line of the JSON format is
-parsed.
-"""
+"""The access log of a real server, and the formats of the log. Each line of the JSON format is parsed."""
 
 from __future__ import annotations
 

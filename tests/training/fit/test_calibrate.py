@@ -1,5 +1,5 @@
-"""From many rows, the fit finds the true temperature. On few rows, the temperature stays near 1. It changes no
-predicted class.
+"""From many rows, the fit finds the true temperature. On few rows, the temperature stays near 1. A temperature changes
+no predicted class.
 """
 
 import math
