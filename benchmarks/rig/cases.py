@@ -163,6 +163,7 @@ TARGETS = (
     *_ahead("fastify", "Fastify, onnxruntime-node"),
     Target("1 row, 32 connections: rows/s ÷ plain FastAPI", OURS[ROW], case("fastapi", "json", ROW), 5),
     Target("1 row, 32 connections: rows/s ÷ LitServe", OURS[ROW], case("litserve", "json", ROW), 15),
+    Target("1 row, 32 connections: rows/s ÷ mosec", OURS[ROW], case("mosec", "json", ROW), 4),
     Target("1,024 rows of JSON: rows/s ÷ plain FastAPI", OURS[TABLE], case("fastapi", "json", TABLE), 7),
     Target("1,024 rows of JSON: rows/s ÷ MLServer", OURS[TABLE], case("mlserver", "oip", TABLE), 2),
     Target("1,024 rows, both with OIP: rows/s ÷ MLServer", OURS_OIP, case("mlserver", "oip", TABLE), 2),
