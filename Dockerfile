@@ -58,8 +58,8 @@ COPY --from=trainer-dependencies /opt/foldserve /opt/foldserve
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     pip --python /opt/foldserve/bin/python install --no-cache-dir --no-index --no-deps --no-compile /wheel/*.whl \
     && python -m compileall -qf --invalidation-mode unchecked-hash /opt/foldserve/lib/python3.*/site-packages/foldserve
-# If containers of both images share a new volume, Docker fills the volume from the image that starts first. So the
-# images `service` and `trainer` contain the same models.
+# The images `service` and `trainer` contain the same models, because their containers may share a new volume, and
+# Docker fills it from whichever image starts first.
 COPY --chown=10001:10001 models /models
 WORKDIR /work
 USER 10001:10001

@@ -137,7 +137,8 @@ fuzz: install $(FUZZ)/installed ## Fuzz the routes, the tensor codec and the rea
 	PYTHONPATH="$(CURDIR):$$packages" $(FUZZ)/bin/python tests/fuzz/$$target.py .fuzz/$$target tests/fuzz/corpus/$$target \
 		-max_total_time=$(FUZZ_SECONDS) -artifact_prefix=.fuzz/ -print_final_stats=1; done
 
-# On Python's path, the oldest and the newest versions come before the installed versions of uvicorn and httptools.
+# The tested versions of uvicorn and httptools are in a temporary folder. PYTHONPATH names this folder, so Python finds
+# them before the installed versions.
 test-uvicorn: install ## Test the server with the oldest and the newest uvicorn and httptools that pyproject.toml allows
 	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	$(PIP) --quiet --no-deps --target "$$folder/oldest" \
@@ -153,8 +154,8 @@ test-uvicorn: install ## Test the server with the oldest and the newest uvicorn 
 test-gpu-wheel: $(GPU)/installed ## Test the refusals of the real onnxruntime-gpu on a machine without a GPU
 	$(GPU)/bin/python -W error -m pytest --confcutdir=tests/gpu_wheel tests/gpu_wheel
 
-# The CUDA provider calls stand-ins for CUDA's libraries, which check every call. `make test-cuda-harness` needs g++ and
-# nm.
+# The stand-ins for CUDA's libraries check every call that the CUDA provider makes. `make test-cuda-harness` needs g++
+# and nm.
 test-cuda-harness: $(GPU)/installed ## Test the service on the real CUDA provider of onnxruntime-gpu without a GPU
 	$(GPU)/bin/python -W error -m pytest --confcutdir=tests/cuda_harness tests/cuda_harness
 
@@ -179,8 +180,8 @@ bench-grpc: install ## Compare foldserve over gRPC with MLServer and Triton; nee
 bench-gate: install ## Count the instructions of a request, and compare them with benchmarks/gate.json; needs valgrind
 	$(BIN)/python benchmarks/gate.py $(ARGS)
 
-# `make bench-gpu` uses the packages of PYTHON. `make bench-gpu` can't use the packages of `make install`, because they
-# include the CPU build of ONNX Runtime, which excludes the GPU build.
+# `make bench-gpu` uses the packages of PYTHON. `make install` installs the CPU build of ONNX Runtime, and the GPU build
+# can't be in the same environment.
 bench-gpu: ## Compare foldserve with ONNX Runtime and PyTorch on a GPU, with the packages of PYTHON
 	$(PYTHON) benchmarks/gpu.py $(ARGS)
 
@@ -237,7 +238,7 @@ lock: $(LOCK)/installed ## Update requirements/ from pyproject.toml and constrai
 	grep -q "^$$torch" requirements/torch.txt || sed -i.bak "s/^torch==.*/$$torch/; /^ *--hash/d" requirements/torch.txt; rm -f requirements/torch.txt.bak)
 
 # INSTALL creates the environment: $(1) has the flags for pip, and $(2) has the extras. Each rule creates its stamp file
-# at the end. So after an interruption, make starts the installation again.
+# at the end, so make repeats an interrupted installation.
 define INSTALL
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "foldserve needs Python 3.11 or newer: make PYTHON=..." >&2; exit 1; }
 $(PYTHON) -m venv $(VENV)

@@ -12,7 +12,7 @@ TARGET = FOLDER / "prometheusrule.yaml"
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes strings of several lines as blocks."""
+    """A YAML dumper that writes a string of several lines as a literal block, which begins with `|`."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
