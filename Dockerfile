@@ -1,6 +1,7 @@
-# This Dockerfile builds two images. The image `service` is the default, because it is the last stage. `service` serves
-# on the CPU, or on CUDA with RUNTIME=gpu. The image `trainer` writes the bundles that `service` serves. The files in
-# requirements/ lock the packages of both images. .dockerignore lists the files that the images may contain.
+# This Dockerfile builds two images. The image `service` is the default, because it is the last stage. The image
+# `service` runs the server on the CPU, or on CUDA with RUNTIME=gpu. The image `trainer` writes the bundles that
+# `service` serves. The files in requirements/ lock the packages of both images. .dockerignore lists the files that the
+# images may contain.
 
 # The tag names an exact version of Python, but Docker Hub sometimes rebuilds the image of this tag. `make image-pin`
 # adds the current digest of the image.
