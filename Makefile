@@ -138,7 +138,7 @@ fuzz: install $(FUZZ)/installed ## Fuzz the routes, the tensor codec and the rea
 		-max_total_time=$(FUZZ_SECONDS) -artifact_prefix=.fuzz/ -print_final_stats=1; done
 
 # The tested versions of uvicorn and httptools are in a temporary folder. PYTHONPATH names this folder, so Python finds
-# them before the installed versions.
+# the tested versions before the installed versions.
 test-uvicorn: install ## Test the server with the oldest and the newest uvicorn and httptools that pyproject.toml allows
 	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	$(PIP) --quiet --no-deps --target "$$folder/oldest" \
