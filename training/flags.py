@@ -29,7 +29,8 @@ _NAME_RULE = "letters and digits, with . _ - between them, at most 64 characters
 
 
 def add_options(group: argparse._ArgumentGroup, owner: Options, only: Sequence[str] | None = None) -> None:
-    """Add a flag for each annotated field of `owner`, or only for the fields that `only` names.
+    """Add a flag for each annotated field of `owner`. If `only` is not None, leave out fields whose names are not in
+    `only`.
 
     A flag that the user does not give is absent from the parsed arguments, so that the value of the preset is used.
     """

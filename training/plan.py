@@ -1,7 +1,7 @@
 """The plan of a training run: every setting that decides the result, and the options for where the training runs.
 
-The annotation of a field is its line in `foldserve-train fit --help`. The module does not import torch, so that
-`--help` is quick.
+The annotation of a field contains the help text of its flag in `foldserve-train fit --help`. The module does not import
+torch, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def _require(condition: bool, text: str) -> None:
 class DataOptions:
     """The table, and the options for reading the columns and splitting the rows of the table.
 
-    source: the name of a built-in table, the path of a file or of a folder of Parquet files, or - for the standard
-    input. more: further files, whose rows follow those of `source`. test_share, validation_share: shares of the rows of
-    the table; if `test` names a file, test_share has no effect. Raises `ValueError` for options that contradict each
-    other.
+    source: the name of a built-in table, the path of a file, the path of a folder of Parquet files, or - for the
+    standard input. more: further files, whose rows follow those of `source`. test_share, validation_share: shares of
+    the rows of the table; if `test` names a file, test_share has no effect. Raises `ValueError` for options that
+    contradict each other.
     """
 
     source: str
@@ -199,7 +199,7 @@ class DecisionOptions:
 
     @property
     def value(self) -> float | None:
-        """The threshold as a number, if the user gave a number."""
+        """The threshold, if the user gave it as a number; otherwise None."""
         value = _number(self.threshold or "")
         return value if 0 <= value <= 1 else None
 

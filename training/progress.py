@@ -45,7 +45,7 @@ class _Bar:
 
 
 class ReadProgress(_Bar):
-    """The bar for `load`. `load` calls `update` with the share of the work that is done."""
+    """Shows the progress of `load`, which calls `update` with the finished share of its work."""
 
     def __init__(self, source: str, console: Console) -> None:
         super().__init__(
@@ -63,7 +63,7 @@ class ReadProgress(_Bar):
         return self
 
     def update(self, share: float) -> None:
-        """Show the share of the work that is done, 0 to 1."""
+        """Show the finished share of the work, a number from 0 to 1."""
         self._bar.update(self._task, completed=share)
 
 
@@ -80,7 +80,9 @@ class StartProgress(_Bar):
 
 
 class FitProgress(_Bar):
-    """The bar for `fit`. `fit` calls `update` after each epoch, and `update_within_epoch` a few times a second."""
+    """Shows the progress of `fit`, which calls `update` after each epoch and `update_within_epoch` a few times a
+    second.
+    """
 
     def __init__(self, console: Console) -> None:
         super().__init__(

@@ -22,7 +22,7 @@ _WIDTHS = (32, 64, 128, 256)
 
 @dataclass(frozen=True)
 class Trial:
-    """The finished trial number `number` of `trials`, counted from 1.
+    """A finished trial. It is number `number` of `trials`, counted from 1.
 
     loss: the lowest validation loss of the trial; None if the trial was stopped early or failed. best: the lowest loss
     of all trials so far; infinite if no trial has a loss.
@@ -57,7 +57,7 @@ def tune(plan: Plan, table: Table, trials: int, on_trial: Callable[[Trial], None
         losses = [finished.value for finished in _finished(study) if finished.value is not None]
         on_trial(Trial(trial.number + 1, trials, loss, min(losses, default=float("inf"))))
 
-    # Prepared once for all trials, because no parameter of the search changes the preprocessing.
+    # The table is prepared once for all trials, because no parameter of the search changes the preprocessing.
     prepared = prepare(plan, table)
     study.optimize(
         lambda trial: _objective(trial, _suggest(trial, plan), prepared),
@@ -75,7 +75,7 @@ def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
 
 
 def _planned_parameters(plan: Plan) -> dict[str, int | float]:
-    """Return the parameters with which `_suggest` returns `plan` unchanged.
+    """Return the trial parameters that describe `plan`, so that `_suggest` returns the plan unchanged.
 
     If the plan is outside the search space, return the parameters of the closest plan in the search space.
     """

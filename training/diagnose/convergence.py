@@ -3,8 +3,8 @@
 The module measures the speed of the training and the inputs of the sigmoids.
 
 The experiment repeats figure 1 of Ioffe and Szegedy (2015, arXiv:1502.03167), with batches of 60 rows and plain SGD.
-The experiment runs at several learning rates, because the paper does not name one. Networks with and without batch norm
-may also need different rates. The module does not draw plots.
+The experiment runs at several learning rates, because the paper does not name one, and because networks with and
+without batch norm may need different rates. The module does not draw plots.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ _BATCH = 60
 _MEASUREMENTS = 80
 PERCENTILES = (15, 50, 85)
 
-# A run reaches the goal when its score is at least this share of the highest score of all runs. The fewer steps a run
-# needs to reach the goal, the faster it counts.
+# A run reaches the goal when its score is at least this share of the highest score of all runs. A run counts as faster
+# if it needs fewer steps to reach the goal.
 _GOAL = 0.95
-# BN counts as faster if the number of steps without BN is more than this factor times the number of steps with BN.
+# BN counts as faster if the number of steps without BN, divided by the number of steps with BN, is more than this
+# number.
 _FASTER = 1.1
 # A mean counts as constant if its range is at most `_CONSTANT_MEAN`, in units of the sigmoid's input. A variance counts
 # as constant if its maximum divided by its minimum is at most `_CONSTANT_RATIO`. Changes below these limits are not
@@ -52,8 +53,8 @@ class Run:
     input, and the middle sigmoid is chosen. means, variances: for each layer, the mean and the variance of a sigmoid's
     inputs over the rows, averaged over all sigmoids of the layer. The inputs of the sigmoids are computed in training
     mode, with all held-out rows as one batch, because a network is in training mode during the training. If the
-    training diverges, the last measurement has NaN for all figures. diverged: the step whose loss was not finite, or
-    None.
+    training diverges, the last measurement has NaN for all figures. diverged: the number of the step whose loss was not
+    finite; None if every loss was finite.
     """
 
     batch_norm: bool
@@ -73,14 +74,14 @@ class Run:
 
     @property
     def movement(self) -> tuple[float, float, float]:
-        """Three figures that say how much the inputs of the sigmoids change during the training.
+        """Three numbers that say how much the inputs of the sigmoids change during the training.
 
-        The figures are NaN if the training diverged.
+        The numbers are NaN if the training diverged.
 
-        The first figure is the range of a typical sigmoid's median input. The percentiles of the same sigmoid are in
-        `percentiles`. For the second figure, the range of the mean input is computed for each layer, and the largest
-        range is taken. For the third figure, each layer's highest variance is divided by its lowest variance, and the
-        largest ratio is taken.
+        The first number is the range of a typical sigmoid's median input. The percentiles of the same sigmoid are in
+        `percentiles`. The second number is the range of a layer's mean input, for the layer where this range is
+        largest. The third number is the highest variance of a layer's inputs divided by their lowest variance, for the
+        layer where this ratio is largest.
         """
         medians, means, variances = (np.array(v) for v in (self.percentiles, self.means, self.variances))
         smallest = np.maximum(variances.min(0), np.finfo(np.float64).tiny)

@@ -1,9 +1,9 @@
 """Measures the norm of the gradient in each layer, for networks of several depths.
 
-Batch norm keeps the gradients of sigmoid networks from vanishing. But batch norm also makes gradients explode in deep
-networks at initialisation. In networks of Dense - BN - ReLU with wide layers and large batches, the squared norm of the
-gradient grows by the factor pi / (pi - 1) from each layer to the layer before it (Yang and others, 2019,
-arXiv:1902.08129). The module does not draw plots.
+Batch norm keeps the gradients of sigmoid networks from vanishing, but makes gradients explode in deep networks at
+initialisation. In networks of Dense - BN - ReLU with wide layers and large batches, the squared norm of the gradient
+grows by the factor pi / (pi - 1) from each layer to the layer before it (Yang and others, 2019, arXiv:1902.08129). The
+module does not draw plots.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Depth:
     the Dense next to the input. Each norm is the Frobenius norm of the gradient of the loss with respect to the weights
     of one Dense. `initial` and `trained` are measured in training mode on the same batch. The batch has 256 training
     rows, or all training rows if there are fewer. score: the score after training, measured in training mode on the
-    batch for which the gradients were computed. diverged: the step whose loss was not finite, or None. If the training
-    diverged, `trained` and `score` are NaN.
+    batch for which the gradients were computed. diverged: the number of the step whose loss was not finite; None if
+    every loss was finite. If the training diverged, `trained` and `score` are NaN.
     """
 
     activation: Activation

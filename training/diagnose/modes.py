@@ -31,8 +31,8 @@ class Gap:
     """The losses and scores of one network in training mode and in evaluation mode. The network was trained with
     batches of `batch` rows.
 
-    The losses are measured on the held-out rows. The loss is the log loss in nats, or the squared error of the
-    standardised target. All figures are NaN if training diverged.
+    The losses are measured on the held-out rows. In a classification, the loss is the log loss in nats; in a
+    regression, it is the squared error of the standardised target. All figures are NaN if training diverged.
     """
 
     batch: int
@@ -97,7 +97,7 @@ def measure_gap(network: nn.Sequential, sample: Sample, batch: int, seed: int) -
 
 
 def describe_gap(gaps: tuple[Gap, ...]) -> str:
-    """Say whether the gap between the modes is smaller for larger batches."""
+    """Say whether the gap between training mode and evaluation mode is smaller for larger batches."""
     known = [g for g in gaps if math.isfinite(g.loss)]
     diverged = [str(g.batch) for g in gaps if not math.isfinite(g.loss)]
     also = f"; training diverged with batches of {', '.join(diverged)}" if diverged else ""

@@ -12,7 +12,7 @@ class DiagnosisPlan:
     steps: the number of training steps of the networks with three sigmoid layers. rates: the learning rates of the
     networks with three sigmoid layers. The inputs of the sigmoids are measured at the middle rate. depths: the numbers
     of hidden layers of the networks whose gradients are measured. gradient_steps: the number of training steps of the
-    networks whose gradients are measured. batch_sizes: the batch sizes with which training mode and evaluation mode are
+    networks whose gradients are measured. batch_sizes: the batch sizes at which training mode and evaluation mode are
     compared. mode_steps: the number of training steps before training mode and evaluation mode are compared. rounds:
     the number of timed runs of each model. The latency of a model is the median over its timed runs. repeats: the
     number of trainings with the user's own recipe, each with and without batch norm. Raises `ValueError` for a value
@@ -38,7 +38,7 @@ class DiagnosisPlan:
 
     @property
     def rate(self) -> float:
-        """The learning rate at which the inputs of the sigmoids are measured."""
+        """The learning rate for measuring the inputs of the sigmoids: the middle one of `rates`."""
         return self.rates[len(self.rates) // 2]
 
 

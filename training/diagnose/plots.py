@@ -75,7 +75,7 @@ def draw_trainings(study: Study, score_name: str) -> Plot:
 
 
 def draw_speed(runs: Sequence[Run], score_name: str) -> Plot:
-    """Draw the score by steps, with one chart for each learning rate."""
+    """Draw the score against the number of steps, with one chart for each learning rate."""
     low, high = _R2_RANGE if score_name == "R2" else (None, None)
     y = linear_axis(f"{score_name} on held-out rows", [run.scores for run in runs], low=low, high=high)
     charts, diverged = [], False

@@ -1,7 +1,7 @@
 """Trains the user's own recipe with and without batch norm, and measures what folding changes in the user's network.
 
-The split, the preprocessing, the network and the fit are those of `foldserve-train fit` with the same flags. Only one
-member of an ensemble is trained. The module does not draw plots.
+The split, the preprocessing, the network and the fit are the same as in `foldserve-train fit` with the same flags. Only
+one member of an ensemble is trained. The module does not draw plots.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from foldserve.training.plan import Plan
 from foldserve.training.table.load import load_held_out
 from foldserve.training.table.schema import Table
 
-# Two mean losses count as equal if their relative difference is at most this number. Other initial weights alone can
-# change a loss by this share.
+# Two mean losses count as equal if their relative difference is at most this number. Different initial weights alone
+# can change a loss by this much.
 _CLEAR = 0.02
 
 
@@ -41,10 +41,10 @@ class Training:
     """One training with the user's recipe. losses, scores: the loss and the score of the validation rows, after each
     epoch.
 
-    test_loss, test_score: the loss and the score of the test rows, with the weights of the best epoch. The loss is the
-    log loss in nats, or the mean squared error of the standardised target. The score is the accuracy or R2. seconds:
-    the duration of the training. If the training diverged, `losses` and `scores` are empty and the other figures are
-    NaN.
+    test_loss, test_score: the loss and the score of the test rows, with the weights of the best epoch. In a
+    classification, the loss is the log loss in nats and the score is the accuracy. In a regression, the loss is the
+    mean squared error of the standardised target and the score is R2. seconds: the duration of the training. If the
+    training diverged, `losses` and `scores` are empty and the other figures are NaN.
     """
 
     batch_norm: bool
@@ -77,7 +77,7 @@ class Study:
     of batch norm.
 
     rows: the numbers of training, validation and test rows. total: the number of rows of the table. graphs: the
-    unfolded graph and the folded graph, or () if the training of the network in these graphs diverged.
+    unfolded graph and the folded graph; empty if the training of this network diverged.
     """
 
     plan: Plan

@@ -22,13 +22,13 @@ from foldserve.training.fit.loop import Examples
 from foldserve.training.network.preprocessing import fit_preprocessing, transform
 from foldserve.training.table.schema import Table
 
-# The largest number of rows of a sample. Each network of a diagnosis is trained for at most a few thousand steps. With
-# more rows, the diagnosis would therefore take longer but give the same result.
+# A sample has at most this many rows. With more rows, the diagnosis would take longer but give the same result, because
+# each network is trained for at most a few thousand steps.
 MAX_ROWS = 20_000
 _MIN_ROWS = 20
 _HELD_OUT_SHARE = 0.25
-# The largest number of held-out rows. The number is small for two reasons. Each network is measured on all held-out
-# rows up to a hundred times, and in training mode all held-out rows are one batch.
+# At most this many rows are held out. The number is small, because each network is measured on all held-out rows up to
+# a hundred times, and because all held-out rows are one batch in training mode.
 _MAX_HELD_OUT = 1_000
 
 OnProgress = Callable[[str, int, int], None]
@@ -57,7 +57,9 @@ class Sample:
         return "accuracy" if self.classification else "R2"
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
-        """Compute the mean log loss in nats of logits [rows, classes], or mean squared error of values [rows, 1]."""
+        """Compute the mean loss: in a classification, the log loss in nats of logits [rows, classes]; in a regression,
+        the squared error of values [rows, 1].
+        """
         if self.classification:
             return functional.cross_entropy(output, y)
         return functional.mse_loss(output.squeeze(1), y)

@@ -52,10 +52,10 @@ class Model:
 
     nodes: the number of nodes in the file. run: the operators that ONNX Runtime runs after it has optimised the graph,
     including the Softmax. written: the number of bytes per row that all operators together write, including the output
-    of the model. peak: the largest number of bytes per row that a single operator reads and writes, if every operator
-    writes its output into new memory. latency: the median latency in seconds. For example, `latency[True][64]` is the
-    latency for 64 rows with the graph optimisations of ONNX Runtime, and `latency[False][64]` is the latency for 64
-    rows without these optimisations.
+    of the model. peak: the number of bytes per row that the largest operator reads and writes, if every operator writes
+    its output into new memory. latency: the median latency in seconds. For example, `latency[True][64]` is the latency
+    for 64 rows with the graph optimisations of ONNX Runtime, and `latency[False][64]` is the latency for 64 rows
+    without these optimisations.
     """
 
     placement: Placement
@@ -135,8 +135,8 @@ def time_models(
     on_progress: OnProgress,
     stage: str,
 ) -> dict[_Name, dict[bool, dict[int, float]]]:
-    """Return the median time of a run, in seconds. The three nested keys are the name of the model, True or False for
-    the graph optimisations of ONNX Runtime, and the number of rows.
+    """Return the median time of a run, in seconds. The result has three levels of keys: the name of the model, whether
+    ONNX Runtime optimises the graph, and the number of rows.
 
     In each round, every model runs once for each number of rows, so that other work on the machine affects all models
     in the same way. contents: ONNX files by name. rows: float32 [rows, features], repeated as often as necessary.

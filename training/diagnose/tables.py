@@ -85,8 +85,8 @@ def list_medians(runs: tuple[Run, ...]) -> Rows:
 
 
 def list_moments(runs: tuple[Run, ...]) -> Rows:
-    """For each network, list the largest range of a layer's mean input. Also list the largest ratio between a layer's
-    highest and lowest variance.
+    """For each network, list the range of the mean input and the ratio of the highest to the lowest variance, each for
+    the layer where it is largest.
     """
     rows = ((_NAMES[run.batch_norm], *map(format_difference, run.movement[1:])) for run in runs)
     return (("network", "range of the mean", "largest / smallest variance"), *rows)

@@ -66,7 +66,7 @@ def _parabolic_step(
     """Return the step from `best` to the minimum of the parabola through the three points. A point is a pair of a
     position and a cost.
 
-    Return None if this step is not smaller than half of the `previous` step, or if the minimum is outside the interval
+    Return None if this step is at least half as long as the step `previous`, or if the minimum is outside the interval
     from `low` to `high`.
     """
     r = (best[0] - second[0]) * (best[1] - third[1])

@@ -88,7 +88,7 @@ class Checkpoints:
 @dataclass
 class Checkpoint:
     """The checkpoint file of one network. A state is written when enough time has passed since the last write. The
-    result of the training does not depend on when states are written.
+    times of the writes do not affect the result of the training.
     """
 
     path: Path
@@ -130,7 +130,7 @@ class Checkpoint:
                 )
 
     def save(self, state: State) -> None:
-        """Write `state` in place of the file's old state.
+        """Replace the state in the file by `state`.
 
         Even after a crash or on a full disk, the file holds either this state or the previous state. Raises
         `CheckpointError` when the file can't be written.

@@ -12,8 +12,8 @@ import torch
 def deterministic(threads: int) -> Iterator[None]:
     """Run PyTorch on `threads` CPU threads with deterministic kernels, and restore the caller's settings.
 
-    The number of threads matters, because a sum that is split between two threads is rounded differently from a sum in
-    one thread. The caller's random state does not change.
+    The number of threads affects the result, because a sum that is split between two threads is rounded differently
+    from a sum in one thread. The caller's random state does not change.
     """
     threads_before = torch.get_num_threads()
     mode_before = torch.get_deterministic_debug_mode()
@@ -22,8 +22,9 @@ def deterministic(threads: int) -> Iterator[None]:
     # `torch.use_deterministic_algorithms` has the same effect, but imports PyTorch's compiler first, which takes
     # seconds.
     torch.set_deterministic_debug_mode("error")
-    # In deterministic mode, PyTorch fills every new tensor with a fixed value, which would take a quarter of the time
-    # of a small training step. The trainer switches this off, because it writes every tensor before it reads it.
+    # By default, deterministic mode fills every new tensor with a fixed value, which would take a quarter of the time
+    # of a small training step. The trainer does not need the fixed values, because it writes every tensor before it
+    # reads it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         with torch.random.fork_rng(devices=[]):

@@ -41,15 +41,15 @@ class World:
         return self.rank == 0
 
     def share(self, rows: int) -> slice:
-        """Return which of `rows` rows this process computes, as a slice.
+        """Divide `rows` rows among the processes, and return the slice for this process.
 
-        The parts are disjoint, and their sizes differ by at most one row.
+        The slices of the processes are disjoint, and their sizes differ by at most one row.
         """
         return slice(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
 
     def sum(self, x: Tensor) -> Tensor:
-        """Sum `x` over the processes, in place. All processes get the same bits. The sum is not part of the autograd
-        graph.
+        """Sum `x` over the processes, in place. All processes get the same result, bit for bit. The sum is not part of
+        the autograd graph.
         """
         if self.size > 1:
             distributed.all_reduce(x)
@@ -64,7 +64,7 @@ def wrap_ddp(network: nn.Sequential, world: World) -> nn.Module:
     """
     if world.size == 1:
         return network
-    # `convert_sync_batchnorm` changes the network that it converts. So it converts a new `Sequential` with the same
+    # `convert_sync_batchnorm` changes the network that it converts, so it is called with a new `Sequential` of the same
     # layers.
     layers = nn.Sequential(OrderedDict(network.named_children()))
     if world.device.type == "cuda":
@@ -80,7 +80,8 @@ def wrap_ddp(network: nn.Sequential, world: World) -> nn.Module:
 
 
 class CpuSyncBatchNorm(nn.Module):
-    """Batch norm with statistics over the rows of all processes. `nn.SyncBatchNorm` does the same, but refuses CPUs.
+    """Batch norm with statistics over the rows of all processes. `nn.SyncBatchNorm` does the same, but does not work on
+    CPUs.
 
     The layer uses and updates the parameters and the running statistics of `norm`. A process may have no rows, but all
     processes together have at least two rows.

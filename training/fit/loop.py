@@ -47,16 +47,16 @@ class Examples:
         return len(self.x)
 
     def to(self, device: torch.device) -> Examples:
-        """Return the same examples on `device`."""
+        """Return `Examples` with the same rows on `device`."""
         return Examples(self.x.to(device), self.y.to(device))
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """The loss, score and speed of epoch `number` of `epochs`.
+    """A finished epoch, number `number` of `epochs`: its losses, its score and its speed.
 
-    loss, validation_loss: the mean log loss of the rows in nats, or the mean squared error of the standardised target.
-    validation_score: the accuracy, or R2 in a regression.
+    loss, validation_loss: in a classification, the mean log loss of the rows in nats; in a regression, the mean squared
+    error of the standardised target. validation_score: the accuracy, or R2 in a regression.
     """
 
     number: int
@@ -69,7 +69,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class EpochProgress:
-    """The progress within epoch `number` of `epochs`.
+    """An unfinished epoch, number `number` of `epochs`: its progress and its speed.
 
     rows_done: the number of rows of this epoch that all processes together have finished. rows: the number of all rows
     of the epoch, in all processes together.
@@ -182,9 +182,10 @@ class _Training:
         self._network.train()
         for batch in batches:
             loss = self._batch_loss(train, batch)
-            # The loss is a sum over this process's rows, and DDP averages the gradients of the processes. The weight
-            # world.size / len(batch) turns this average into the mean over all rows of the batch. The weight is not an
-            # argument of `backward`, because `backward` would then import sympy, which takes 0.4 s.
+            # The loss is a sum over this process's rows, and DDP averages the gradients of the processes. With the
+            # weight world.size / len(batch), the average of the gradients is the gradient of the mean loss of all rows
+            # in the batch. The weight is not an argument of `backward`, because `backward` would then import sympy,
+            # which takes 0.4 s.
             (loss * (world.size / len(batch))).backward()  # type: ignore[no-untyped-call]  # torch 2.13: untyped
             self._optimiser.step(learning_rate(recipe, step, steps))
             total += loss.detach()
@@ -245,7 +246,8 @@ class _Training:
     def _sum_loss(self, output: Tensor, y: Tensor, smoothing: float) -> Tensor:
         """Return the sum of the losses of the rows.
 
-        The loss is the log loss of logits [rows, classes], or the squared error of values [rows, 1].
+        In a classification, the loss is the log loss of logits [rows, classes]; in a regression, it is the squared
+        error of values [rows, 1].
         """
         if y.is_floating_point():
             return functional.mse_loss(output.squeeze(1), y, reduction="sum")

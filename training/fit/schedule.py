@@ -14,9 +14,9 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     The rates are equal to those of PyTorch's CosineAnnealingLR and OneCycleLR.
 
     cosine: the rate falls along half a cosine from the highest rate to 0 (Loshchilov and Hutter, 2017,
-    arXiv:1608.03983). onecycle: over the first 30% of the steps, the rate rises from 1/25 of the highest rate to the
-    highest rate (Smith and Topin, 2018, arXiv:1708.07120). Over the remaining steps, the rate falls to 4e-6 of the
-    highest rate. Both the rise and the fall follow half a cosine wave.
+    arXiv:1608.03983). onecycle: the rate rises from 1/25 of the highest rate to the highest rate over the first 30% of
+    the steps, and falls to 4e-6 of the highest rate over the remaining steps (Smith and Topin, 2018, arXiv:1708.07120).
+    Both the rise and the fall follow half a cosine wave.
     """
     highest = recipe.learning_rate
     if recipe.schedule == "cosine":

@@ -17,11 +17,12 @@ def recompute_statistics(network: nn.Sequential, x: Tensor, chunk: int = 8192) -
     final weights.
 
     The method is PreciseBN (Wu and Johnson, 2021, arXiv:2105.07576). The moving averages from the training are not
-    accurate enough, because they also contain statistics of earlier weights. Dropout is off while the statistics are
-    computed, because dropout is also off in every later use of the network (Li and others, 2019, arXiv:1801.05134). The
-    function sets the statistics of one BN after the other, from the first to the last, so that each BN is measured on
-    the inputs that it will get in eval mode. Two passes with float64 sums give the exact variance of all rows. The
-    average of the variances of the batches would be inexact. chunk: the number of rows that a layer computes at a time.
+    accurate enough, because they also contain statistics that were measured with earlier weights. Dropout is off while
+    the statistics are computed, because dropout is also off in every later use of the network (Li and others, 2019,
+    arXiv:1801.05134). The function sets the statistics of one BN after the other, from the first to the last, so that
+    each BN is measured on the inputs that it will get in eval mode. Two passes with float64 sums give the exact
+    variance of all rows. The average of the variances of the batches would be inexact. chunk: the number of rows that a
+    layer computes at a time.
     """
     network.eval()
     chunks = list(torch.split(x, chunk))

@@ -31,8 +31,7 @@ CYCLES = tuple(f"{function} of {part}" for part in NUMBERS[1:] for function in (
 class _Number(Protocol):
     """The arithmetic operations that `compute_parts` uses.
 
-    A tensor has all of these operations. A `_Symbol`, which stands for a tensor in a graph, has the same operations as
-    a tensor.
+    A tensor has these operations, and so does a `_Symbol`, which stands for a tensor in a graph.
     """
 
     def __add__(self: N, other: float | N, /) -> N: ...
@@ -139,7 +138,7 @@ class _Symbols:
 
 @dataclass(frozen=True)
 class _Symbol:
-    """A value in the graph. Each arithmetic operation on this value adds a node to the graph."""
+    """Stands for a tensor in the graph. Each arithmetic operation on a symbol adds a node to the graph."""
 
     symbols: _Symbols
     value: str

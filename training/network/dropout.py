@@ -1,8 +1,8 @@
 """Dropout that draws only one random byte per unit.
 
 PyTorch's dropout draws one 32-bit random number per unit and turns this number into a Bernoulli variable. On one core,
-PyTorch's dropout takes about 10 ns per unit. In a small network, dropout would thus take a third of the time of a
-training step. This module draws one 64-bit random number for eight units.
+PyTorch's dropout takes about 10 ns per unit, which is a third of the time of a training step in a small network. This
+module draws one 64-bit random number for eight units.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Dropout(nn.Dropout):
     _batch_size: int = 0
 
     def share_mask(self, rows: slice, batch_size: int) -> None:
-        """After this call, the layer draws masks for all `batch_size` rows of a batch, and uses only the masks for
-        `rows`. rows: the rows that this process computes.
+        """Let the layer draw masks for all `batch_size` rows of a batch, but use only the masks for `rows`. rows: the
+        rows that this process computes.
         """
         self._rows, self._batch_size = rows, batch_size
 

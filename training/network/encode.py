@@ -35,8 +35,8 @@ class Layout:
     missing number, float32; NaN if the feature has no missing values. Bins. binned: for each column of bins, the
     position of its feature in `numeric`, int64. low: the lower edge of the bin, float32. rate: 1 divided by the width
     of the bin, float32. Categories. categorical: for each column of categories, the index of its feature, int64. index:
-    the category for which the column is 1, float32. Missing values. missing: for each column that marks missing values,
-    the index of its feature, int64. The encoded column is 1 where the feature is missing.
+    for each column of categories, the index of its category, float32. Missing values. missing: for each column that
+    marks missing values, the index of its feature, int64. The encoded column is 1 where the feature is missing.
     """
 
     numeric: Indices
@@ -61,10 +61,10 @@ class Encode(Layer):
 
     A missing number becomes `fill`. The column of a bin is clamp((x - low) * rate, 0, 1). Together, the bins of a
     feature form the piecewise-linear encoding of Gorishniy and others, 2022 (arXiv:2203.05556). One detail differs from
-    the paper: outside the range of the training values, the columns of the outer bins stay at 0 or 1. So if a value
-    moves further away from this range, only the column with the number itself changes. The column of a category is 1
-    where the feature has the index of this category, and 0 elsewhere. If the category is missing, or if training has
-    not seen it, all category columns of the feature are 0.
+    the paper: outside the range of the training values, the columns of the outer bins stay at 0 or 1, and only the
+    column with the number itself still changes. The column of a category is 1 where the feature has the index of this
+    category, and 0 elsewhere. All category columns of a feature are 0 if its category is missing or occurs in no
+    training row.
     """
 
     numeric: Tensor

@@ -21,7 +21,7 @@ from foldserve.training.network.layers import Affine
 from foldserve.training.plan import Binned
 from foldserve.training.table.schema import Column
 
-# The smallest width of a bin. If a bin were much narrower, float32 could not hold the reciprocal of the width.
+# A bin is at least this wide, because float32 could not hold the reciprocal of a much smaller width.
 _MIN_BIN_WIDTH = 1e-30
 # Rows are transformed in chunks of this size, to limit the memory.
 _CHUNK = 65_536
@@ -81,8 +81,8 @@ def choose_layout(
     features = np.arange(len(columns))
     is_category = np.array([column.kind == "categorical" for column in columns], dtype=bool)
     numeric, categorical = features[~is_category], features[is_category]
-    # A category that no training row has gets no column, because training would not change the random initial weights
-    # of this column.
+    # A category gets no column if no training row has it, because training would not change the random initial weights
+    # of such a column.
     seen = [_known(np.unique(x[:, feature])) for feature in categorical]
     gets_bins = [columns[i].kind == "numeric" and (binned == "all" or _has_tails(x[:, i])) for i in numeric]
     edges = [_bin_edges(x[:, i], bins if wanted else 0) for i, wanted in zip(numeric, gets_bins, strict=True)]

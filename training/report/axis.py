@@ -25,7 +25,7 @@ _PLAIN_POWERS = range(-2, 5)
 
 @dataclass(frozen=True)
 class Axis:
-    """An interval of values with ticks.
+    """An axis of a chart: an interval of values, with ticks.
 
     ticks: pairs of a value and its label. logarithmic: whether the axis is logarithmic. All values on a logarithmic
     axis are positive.
@@ -59,7 +59,7 @@ def linear_axis(
     integers: bool = False,
     most_ticks: int = _MOST_TICKS,
 ) -> Axis:
-    """Return an axis for `values`, arrays of numbers.
+    """Return a linear axis for the numbers in the arrays `values`.
 
     low, high: the ends of the axis. If an end is None, the function chooses this end and leaves a margin between it and
     the values. integers: whether all ticks are at whole numbers. Numbers that are not finite are ignored.

@@ -151,7 +151,7 @@ def _thin(x: Values, y: Values) -> tuple[Values, Values]:
 
 
 def is_log_scaled(values: Values) -> bool:
-    """Whether a chart of `values` needs logarithmic axes, as for prices."""
+    """Return whether a chart of `values` needs logarithmic axes, as a chart of prices often does."""
     return bool(values.min() > 0) and float(values.max() / values.min()) > _LOGARITHMIC
 
 
@@ -172,9 +172,7 @@ def draw_predictions(y: Values, values: Values, alt: str) -> str:
 
 
 def has_long_tail(residual: Values) -> bool:
-    """Whether a few residuals are so much larger than the others that a chart needs absolute values on a logarithmic
-    axis.
-    """
+    """Return whether the largest residuals are so large that a chart needs absolute values on a logarithmic axis."""
     size = abs(residual)
     half = float(np.median(size))
     return half > 0 and float(size.max()) > _LOGARITHMIC * half

@@ -23,8 +23,8 @@ class Curve:
     arrays have the shape [points].
 
     A row is predicted as the class if its score is at least the threshold. The first point has the threshold infinity,
-    so no row is predicted as the class. found: the number of predicted rows that belong to the class. wrong: the number
-    of predicted rows that do not belong to the class.
+    so no row is predicted as the class. found: the number of rows of the class that are predicted as the class. wrong:
+    the number of rows of other classes that are predicted as the class.
     """
 
     thresholds: Values
@@ -43,8 +43,8 @@ class Curve:
 
     @property
     def precision(self) -> Values:
-        """The share of the predicted rows that belong to the class. At a threshold with no predicted row, the precision
-        is 1.
+        """The share of rows of the class among all rows that are predicted as the class. If a threshold predicts no row
+        as the class, the precision is 1.
         """
         predicted = self.found + self.wrong
         precision: Values = np.divide(self.found, predicted, out=np.ones(len(predicted)), where=predicted > 0)
@@ -72,8 +72,8 @@ class Curve:
         return int(np.searchsorted(-self.thresholds, -threshold, side="right")) - 1
 
     def found_in_first(self, share: float) -> float:
-        """Return the recall if the rows with the highest scores are predicted as the class. share: the share of all
-        rows that are predicted as the class.
+        """Return the recall if only the rows with the highest scores are predicted as the class. share: the number of
+        these rows, as a share of all rows.
 
         If `share` includes only some of several rows with equal scores, the result is the expected recall for a random
         order of these rows.

@@ -45,8 +45,8 @@ def score(
     and `mae` in the target's units, and `r2`. decision: the decision rule; by default, a row is predicted as the class
     with the largest probability.
     """
-    # scikit-learn has the same metrics, and the tests compare with scikit-learn. scikit-learn is not used here, because
-    # its import takes a second.
+    # The tests compare these metrics with scikit-learn's. This module does not import scikit-learn, because the import
+    # takes a second.
     if task == "regression":
         residual = outputs[:, 0].astype(np.float64) - y
         squares = float(np.square(residual).mean())
@@ -77,8 +77,8 @@ def _log_loss(y: npt.NDArray[np.int64], outputs: npt.NDArray[np.floating]) -> fl
 
 
 def keep_defined(scores: dict[_Part, dict[str, float]]) -> dict[_Part, dict[str, float]]:
-    """Leave out each metric that is undefined for a part of the rows. For example, the AUC is undefined if all rows
-    have the same class.
+    """Remove a metric from all parts of the table if it is undefined for one part. For example, the AUC is undefined
+    for a part whose rows all have the same class.
     """
     undefined = {metric for values in scores.values() for metric, value in values.items() if math.isnan(value)}
     return {part: {m: v for m, v in values.items() if m not in undefined} for part, values in scores.items()}
@@ -110,7 +110,7 @@ def score_baseline(task: Task, y: npt.NDArray[Any], outputs: int, decision: Deci
 
     In a classification, the best constant answer is the share of each class in `y` [rows]. In a regression, the best
     constant answer is the mean of `y`. No other constant answer gets a better score on `y`. outputs: the number of
-    outputs of the model. decision: the decision rule of the model, or None for the default of `score`.
+    outputs of the model. decision: the decision rule of the model; None means the default rule of `score`.
     """
     constant = np.full(1, y.mean()) if task == "regression" else np.bincount(y, minlength=outputs) / len(y)
     return score(task, y, np.tile(constant, (len(y), 1)), decision)
@@ -206,9 +206,9 @@ class Importances:
     std: npt.NDArray[np.float64]
 
 
-# To compute the importances, the model predicts at most this number of rows. These predictions take about as long as
-# one training epoch over 20,000 rows. The limit is a number of rows, because a limit on the time would give different
-# figures in every run. For a table with many columns, the computation uses fewer rows and fewer shuffles.
+# To compute the importances, the model predicts at most this number of rows, which takes about as long as one training
+# epoch over 20,000 rows. The limit is a number of rows, because a limit on the time would give different figures in
+# every run. For a table with many columns, the computation uses fewer rows and fewer shuffles.
 _MAX_PREDICTIONS = 60_000
 _MIN_ROWS, _MAX_ROWS = 64, 2_000
 

@@ -62,7 +62,7 @@ class Evidence:
 
     @cached_property
     def curves(self) -> dict[int, Curve]:
-        """The curves over all decision thresholds, for some classes. The keys are the indices of the classes, and the
+        """The curve of some classes over all decision thresholds. The keys are the indices of these classes, and the
         most important class comes first.
 
         For two classes, there is only the curve of the positive class. For more classes, there are the curves of the
@@ -95,7 +95,7 @@ class Evidence:
 
     @property
     def worst_classes(self) -> list[int]:
-        """The indices of the classes, sorted by F1 from the lowest to the highest. Classes without an F1 are last."""
+        """The indices of the classes, sorted by F1 from the lowest to the highest. Classes without an F1 come last."""
         return sorted(range(len(self.classes)), key=lambda i: (math.isnan(self.classes[i].f1), self.classes[i].f1))
 
     @cached_property

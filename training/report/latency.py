@@ -1,7 +1,7 @@
 """Measures how long one run of the exported model takes on this machine.
 
 The report contains the measured times. The manifest has no measured times, because a second training on the same table
-would give other times, and so another manifest.
+would give different times and therefore a different manifest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MOST_SECONDS = 0.03
 class Latency:
     """The median time of one run of the model on `rows` rows, in seconds.
 
-    The model first runs once without a measurement. `seconds` is the median of the next `runs` runs.
+    The first run is not measured; `seconds` is the median of the next `runs` runs.
     """
 
     rows: int
@@ -45,7 +45,7 @@ def measure_latency(
 def _measure(
     predict: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.floating[Any]]], batch: npt.NDArray[np.float32]
 ) -> Latency:
-    predict(batch)  # not measured, because the first run allocates memory
+    predict(batch)  # the first run is not measured, because it allocates memory
     seconds = list[float]()
     end = time.perf_counter() + _MOST_SECONDS
     while not seconds or (len(seconds) < _MOST_RUNS and time.perf_counter() < end):

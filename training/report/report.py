@@ -42,7 +42,7 @@ MAX_CLASSES = 50
 MAX_PAIRS = 20
 MAX_FEATURES = 100
 LIFT_SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)
-# In a confusion matrix with more classes, the cells have no space for a share below the count.
+# If a confusion matrix has more classes than this, its cells have no space for a share below the count.
 _MAX_SHARES = 12
 _MAX_BARS = 40
 _MOST_NAMES = 5
@@ -154,7 +154,7 @@ def _ranking(evidence: Evidence) -> dict[str, Any]:
 
 
 def _list_figures(named: Sequence[tuple[str, float]]) -> str:
-    """Write the figure of each class with the name of the class. If there is only one figure, the name is left out."""
+    """Write the figure of each class with the name of the class. If there is only one class, leave out its name."""
     if len(named) == 1:
         return format_figure(named[0][1])
     return ", ".join(f"{format_figure(figure)} for {name}" for name, figure in named)

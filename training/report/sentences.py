@@ -125,7 +125,7 @@ def summarise(evidence: Evidence) -> str:
     """Return the lines for the terminal: the baseline, the worst classes or the residuals, the best features, the
     previous version, and the findings.
 
-    The result leaves out the notes of the evidence, because the command has already printed these notes.
+    The lines do not repeat the notes of the evidence, because the command has already printed the notes.
     """
     manifest = evidence.manifest
     threshold = explain_threshold(manifest)

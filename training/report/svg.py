@@ -27,7 +27,7 @@ _RIGHT, _TOP, _BOTTOM = 12, 12, 42
 _LEFT_OF_LABELS, _RIGHT_OF_LABELS = 22, 6
 _TITLE = 20
 _TICK, _CHARACTER = 4, 6.2
-# The smallest gap between two labels of the x axis.
+# The gap between two labels of the x axis is at least this wide.
 _LABEL_GAP = 12
 
 
@@ -98,7 +98,7 @@ class Chart:
         self._marks.append(f'<text {place} text-anchor="{anchor}">{escape(text)}</text>')
 
     def note(self, text: str) -> None:
-        """Write a text into the lower left corner."""
+        """Write a text in the lower left corner of the chart."""
         place = f'x="{self._left + 8}" y="{self._bottom - 8}"'
         self._marks.append(f"<text {place}>{escape(text)}</text>")
 

@@ -33,7 +33,7 @@ def replace_by_null(cells: pa.ChunkedArray, chosen: pa.ChunkedArray) -> pa.Chunk
 
 
 def find_empty(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return bool [rows], which is True for an empty text and null for a null."""
+    """Return bool [rows]: True for an empty text, False for any other text, and null for a null."""
     return pc.equal(pc.binary_length(texts), _number(0, pa.int32()))
 
 

@@ -21,8 +21,8 @@ _INTEGER = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII)
 def choose_categories(found: Distinct) -> tuple[tuple[Category, ...], int]:
     """Return the sorted categories of a column, and the number of rows whose value is not one of the categories.
 
-    The categories are integers if every cell is an integer or the text of an integer. If any cell has another value,
-    the categories are the values of the cells. Only the `MAX_CATEGORIES` most frequent values are kept.
+    The categories are integers if every cell is an integer or the text of an integer; in every other case, they are the
+    values of the cells. Only the `MAX_CATEGORIES` most frequent values are kept.
     """
     used = [(_simple(value), int(n)) for value, n in zip(found.values, found.counts, strict=True) if n]
     if all(isinstance(value, int) or (isinstance(value, str) and _INTEGER.fullmatch(value)) for value, _ in used):

@@ -22,9 +22,9 @@ def leave_out_duplicates(test: Table, table: Table, seen: RowIndices, *, keep: b
 
     A note says how many test rows are duplicates.
 
-    keep: whether to keep the duplicates and only count them. The duplicates are also kept if fewer than half of the
-    test rows would be left, because rows of such a table are equal by chance. For example, many rows are equal if the
-    only feature has a few categories.
+    keep: whether to keep the duplicates and only count them. Even if `keep` is False, the duplicates are kept if fewer
+    than half of the test rows would be left, because many rows of such a table are equal by chance. For example, many
+    rows are equal if the only feature has a few categories.
     """
     known = np.isin(_hash_rows(test), _hash_rows(table)[seen])
     count, rows = int(known.sum()), len(known)

@@ -21,21 +21,22 @@ from foldserve.training.table.suspects import identifier_note
 from foldserve.training.table.texts import category_note, has_minutes, read_note
 from foldserve.training.text import flag_value, join_some
 
-# A column is dropped as free text if the number of its distinct texts is above this number and above half of its number
-# of rows.
+# A column is dropped as free text if it has more distinct texts than this number, and more distinct texts than half of
+# its number of rows.
 _MAX_FREE_TEXTS = 20
 # Some integers above this number are not exact in float32.
 _FLOAT32_EXACT = 2**24
 
 
 class FeatureBuilder:
-    """Encodes the columns one after the other.
-
-    So memory holds the encoded numbers of all columns, but never the cells of more than one column.
+    """Encodes the columns one after the other, so that memory holds the encoded numbers of all columns, but never the
+    cells of more than one column.
     """
 
     def __init__(self, options: DataOptions, rows: int, columns: int, *, typed: bool) -> None:
-        """columns: an upper bound of the number of columns. typed: whether the source states the types of its cells."""
+        """columns: the largest number of columns that the caller may add. typed: whether the source states the types of
+        its cells.
+        """
         declared: dict[Kind, tuple[str, ...]]
         declared = {"numeric": options.numeric, "boolean": options.boolean, "categorical": options.categorical}
         self._declared = {name: kind for kind, names in declared.items() for name in names}

@@ -40,7 +40,7 @@ def load(options: DataOptions, on_read: OnRead = lambda _: None, source: Source 
     """Read the table that `options` describes. If `options` does not state the kind of a column, the function infers
     the kind.
 
-    on_read: a function that is called with the share of the work that is done, from 0 to 1. source: the table, if it is
+    on_read: a function that is called with the finished share of the work, from 0 to 1. source: the table, if it is
     already in memory; `options.source` is then only the name of the table. If there is a test file, its column names
     are checked, but its rows are not read. Raises `DataError` with a message of one line, which names the column or
     row.
@@ -145,8 +145,8 @@ def _read_with_schema(
 ) -> Table:
     """Read the rows of `source` with the schema of `table`. If `table` has no target, `y` is empty.
 
-    is_imported: whether the schema comes from a model of another framework. Such a model does not distinguish numbers
-    and booleans, so the cells decide.
+    is_imported: whether the schema comes from a model of another framework. An imported model does not distinguish
+    numbers from booleans, so the cells decide whether a column is boolean.
     """
     x = np.empty((source.rows, len(table.columns)), np.float32)
     y: npt.NDArray[Any] = np.empty(0)
@@ -196,7 +196,7 @@ def _take(source: Source, name: str, options: DataOptions) -> pa.ChunkedArray:
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """Raise `DataError` in place of `SourceError`."""
+    """Turn a `SourceError` into a `DataError`."""
     try:
         yield
     except SourceError as error:

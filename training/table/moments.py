@@ -1,8 +1,8 @@
 """Moments: converts dates and times to whole days or hours since an origin. A `Reading` stores the unit and the origin.
 
-A column is stored in whole days in two cases: all of its times are midnight, or its times are many centuries apart. All
-other columns of times are stored in whole hours. In float32, the number of every day is exact, and the number of every
-hour within 1,900 years is exact.
+A column of times is stored in whole days if all of its times are midnight, or if they are many centuries apart;
+otherwise, it is stored in whole hours. In float32, the number of every day is exact, and the number of every hour
+within 1,900 years is exact.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _microseconds(
         zoned = cells.type.tz is not None
     try:
         times = cells.cast(pa.timestamp("us", "UTC" if zoned else None), **({} if is_text(cells) else {"safe": False}))
-    except pa.ArrowInvalid:  # only some texts have a time zone, or a date such as 2023-02-30 does not exist
+    except pa.ArrowInvalid:  # the cast fails for a day such as 2023-02-30, and if only some texts have a time zone
         return None
     if times.null_count == len(times):
         return None

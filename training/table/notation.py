@@ -28,10 +28,10 @@ from foldserve.training.table.numbers import (
 from foldserve.training.text import flag_value
 
 _DECIMALS = (".", ",")
-# The module tries the separators in this order and takes the first one that fits all cells. The empty separator is the
-# first, so another separator is taken only if a cell contains it.
+# The module tries the separators in this order and takes the first one that fits all cells. The empty separator comes
+# first, so that another separator is used only if a cell contains it.
 _THOUSANDS = ("", ",", ".", " ", "'")
-# The number of distinct cells that the module checks first. Only if they are numbers does it check the whole column.
+# The module first checks this many distinct cells, and checks the whole column only if all of them are numbers.
 _HEAD = 50
 
 
@@ -41,7 +41,7 @@ class Marks:
 
     A mark is None if the user did not choose it. If a mark is None, the module finds out which mark the cells use.
 
-    missing: texts that mean a missing value, in the same way as a blank cell.
+    missing: texts that mean a missing value, as a blank cell does.
     """
 
     missing: tuple[str, ...] = ()

@@ -90,7 +90,7 @@ def without_blanks(texts: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def matches(texts: pa.ChunkedArray, pattern: str) -> bool:
-    """Whether `pattern` matches the whole of every text. Nulls are ignored."""
+    """Return whether every text matches `pattern` completely. Nulls are ignored."""
     return bool(pc.all(pc.match_substring_regex(texts, f"^(?:{pattern})$"), min_count=0).as_py())
 
 
@@ -141,7 +141,7 @@ def check_numbers(name: str, cells: pa.ChunkedArray, values: Values, reading: Re
 
 
 def all_plain(found: Distinct) -> bool:
-    """Whether all values are plain numbers, which have no mark besides a decimal point."""
+    """Return whether all values are plain numbers, which contain no mark except a decimal point."""
     return all(_PLAIN_NUMBER.fullmatch(str(value).strip()) for value in found.used)
 
 
@@ -157,7 +157,7 @@ def almost_numeric(found: Distinct, *, allow_plain: bool = True) -> str | None:
     A column looks numeric in two cases: at least half of its cells are numbers in some notation, or all its other cells
     are common texts for a missing value, such as NA. The texts `nan` and `inf` count neither as numbers nor as texts.
     If all cells are numbers but have different notations, the function returns a description of the notations.
-    allow_plain: whether to return None if all cells are plain numbers, which have no mark besides a decimal point.
+    allow_plain: whether to return None if all cells are plain numbers, which contain no mark except a decimal point.
     """
     if allow_plain and all_plain(found):
         return None

@@ -18,12 +18,12 @@ from foldserve.service.figures import count_of
 from foldserve.training.errors import DataError
 from foldserve.training.table.schema import RowIndices, Split, Table
 
-# A table with fewer rows than this can't be split. This limit is the sum of the smallest possible sizes of the training
+# A table with fewer rows than this can't be split. The limit is the sum of the smallest possible sizes of the training
 # set, the validation set and the test set. Batch norm needs two training rows for its statistics. The test set needs
 # two rows. The validation set needs one row, but in a regression two rows, because R2 is undefined for one row.
 _MIN_ROWS = 5
-# The split puts the groups into this number of random orders, and uses the order with the best result. One order would
-# not be enough, because a group can have any size and any mix of classes.
+# The split tries this number of random orders of the groups, and uses the best one. A single random order may give a
+# bad split, because a group can have any size and any mix of classes.
 _GROUP_ORDERS = 16
 
 
@@ -92,7 +92,7 @@ def _by_group(
 ) -> list[RowIndices]:
     """Try several random orders of the groups.
 
-    Use the order that gives parts closest to the wanted sizes and class shares.
+    Use the order whose parts come closest to the wanted sizes and to the class shares of the whole table.
     """
     groups, group_of = np.unique(group, return_inverse=True)
     _check_count("group", len(groups), shares)
@@ -119,9 +119,9 @@ def _assign_groups(
 ) -> list[RowIndices]:
     """Assign whole groups, in order, to consecutive parts. group_of: int64 [rows]; group_sizes: int64 [groups].
 
-    shares: the share of the rows for every part except the last. The last part gets the remaining groups. The function
-    chooses the last group of each part so that the size of the part is as close as possible to its share. Every part
-    gets at least one group, unless its share is 0.
+    shares: the share of the rows for every part except the last. The last part gets the remaining groups. Each part
+    ends after the group that brings the size of the part closest to its share. Every part gets at least one group,
+    unless its share is 0.
     """
     ends = np.cumsum(group_sizes)
     parts, first, wanted = [], 0, 0.0
@@ -138,10 +138,11 @@ def _assign_groups(
 
 
 def _imbalance(table: Table, parts: Sequence[RowIndices], shares: tuple[float, float]) -> float:
-    """Return the error of a split. Each part adds the difference between its size and the wanted size. Each part also
-    adds the largest difference between the share of a class in this part and in the whole table.
+    """Return the error of a split, which is a sum. For each part, the sum contains the difference between the size of
+    the part and the wanted size, and the largest difference between the share of a class in the part and in the whole
+    table.
 
-    Each class without a training row adds 1 to the error.
+    Each class without a training row adds 1 to the sum.
     """
     rows, classes = len(table.y), len(table.labels)
     error = sum(abs(len(part) / rows - share) for part, share in zip(parts, shares, strict=False))

@@ -2,8 +2,8 @@
 
 The module writes notes. The module does not drop columns.
 
-Each column is examined alone. The search for a leak does not train a network. Instead, the target of a row is predicted
-from other rows that have nearly the same value in the column.
+Each column is examined alone. The search for a leak does not train a network, but predicts the target of a row from
+other rows that have nearly the same value in the column.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from foldserve.training.text import flag_value
 _MIN_ROWS = 40
 # The largest number of rows that the search for a leak uses.
 _SAMPLE = 10_000
-# A column predicts the target almost perfectly if its predictions have at most this share of the errors that the
-# baseline makes. In a regression, the squared error of the prediction must be at most this share of the target's
+# In a classification, a column predicts the target almost perfectly if its predictions make at most this share of the
+# baseline's errors. In a regression, the squared error of the prediction must be at most this share of the target's
 # variance.
 _LEFT = 0.01
 
@@ -136,6 +136,7 @@ def _typical(found: npt.NDArray[np.int64], y: Values, classes: int) -> Values:
     pairs, rows = np.unique(found * classes + y, return_counts=True)
     order = np.argsort(rows, kind="stable")
     typical = np.full(count, int(np.bincount(y).argmax()))
-    # The pairs are sorted by their number of rows, so the most frequent class of a category is stored last and remains.
+    # The pairs are stored in ascending order of their number of rows, so the most frequent class of a category
+    # overwrites the other classes.
     typical[pairs[order] // classes] = pairs[order] % classes
     return typical

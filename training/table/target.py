@@ -106,8 +106,8 @@ def read_test_target(
         return values, None
     found = distinct(cells)
     require_values(name, "the target", found.codes)
-    # 1 and 1.0 are the same class, so they need the same key. True needs another key than 1, although Python treats
-    # True and 1 as equal.
+    # 1 and 1.0 are the same class, so they need the same key. True and 1 are different classes, so they need different
+    # keys, although Python treats them as equal.
     indices = {(type(label) is bool, label): index for index, label in enumerate(table.labels)}
     # The rare labels are compared as texts, because `--rare merge` turns all labels into texts, even numbers.
     rare = {str(label) for label in table.rare}

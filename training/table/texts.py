@@ -1,7 +1,7 @@
 """Notes on columns of texts that look like numbers or dates.
 
-Other modules decide whether the texts of a column are categories, numbers or dates. This module only writes notes for
-the user.
+Other modules decide whether the texts of a column are categories, numbers or dates. This module decides nothing and
+only writes notes for the user.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from foldserve.training.text import flag_value
 _DATE = re.compile(
     r"\s*(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}([-/.])\d{1,2}\1\d{4}|\d{1,2}/\d{1,2}/\d\d)(?:[T ,]|\s*$)", re.ASCII
 )
-# A time that is not a whole hour. A time zone at the end of the text is ignored.
+# Matches a time that is not a whole hour. A time zone at the end of the text is ignored.
 _PART_OF_AN_HOUR = r"[T ]\d\d:(?:[0-5][1-9]|[1-5]0|00:(?:[0-5][1-9]|[1-5]0|00[.]\d*[1-9]))"
 
 
