@@ -20,7 +20,9 @@ class Graph(Protocol):
     value: str
 
     def node(self, operator: str, name: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node that reads the current value and `inputs`. The output of the node becomes the current value."""
+        """Add a node that reads the current value and the values named in `inputs`. The output of the node becomes the
+        current value.
+        """
 
 
 @dataclass(frozen=True)

@@ -131,10 +131,10 @@ def _fit(parsed: argparse.Namespace) -> None:
         _require(library)
     with ExitStack() as stack:
         # Under torchrun, the processes join a group before they do anything else. A group of processes prints an error
-        # only once. Without torchrun, the process reads the table first, so that an error in the table is reported at
-        # once. The import of torch takes seconds, so torch is imported later.
+        # only once. Without torchrun, the process reads the table first, so that an error in the table is reported
+        # early. Torch is imported later, because the import takes seconds.
         world = _join(stack, execution.device) if _TORCHRUN in os.environ else None
-        bundle.require_writable(plan.models)  # checked before the training, so that a wrong folder is reported at once
+        bundle.require_writable(plan.models)  # checked before the training, so that a wrong folder is reported early
         table = _read(plan.data)
         from foldserve.training.table.target import check_decision
 
@@ -225,7 +225,7 @@ def _diagnose(parsed: argparse.Namespace) -> None:
         raise TrainingError(str(error)) from error
     own, _ = read_plan(parsed)
     outputs = [path for path in (parsed.output, parsed.json) if path is not None]
-    for path in outputs:  # checked before the measurements, so that a wrong path is reported at once
+    for path in outputs:  # checked before the measurements, so that a wrong path is reported early
         if path.is_dir() or not path.parent.is_dir():
             raise TrainingError(f"{path}: not a file in an existing folder")
     for library in _LIBRARIES:

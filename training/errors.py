@@ -2,8 +2,8 @@
 
 Each class of error belongs to one step of a training. The module does not depend on the command line.
 
-Each line of the tree below names a class of error and the modules that raise it. A test checks that these modules are
-the same as in the code.
+Each line of the tree below names a class of error and the modules that raise it. A test checks that the tree agrees
+with the code.
 
 TrainingError            cli.py, flags.py: the command prints it as one line and exits with 1
 ├── DataError            table/, diagnose/, imports/: the source, a column or a row can't be used

@@ -53,7 +53,7 @@ def _argument(kind: Any) -> dict[str, Any]:
     """Return the keyword arguments of `add_argument` for a field of type `kind`."""
     # Before Python 3.14, the origin of `Literal[...] | None` is Union, and the origin of any other `kind | None` is
     # UnionType.
-    if get_origin(kind) in (Union, UnionType):  # None means that the flag is not given
+    if get_origin(kind) in (Union, UnionType):  # None stands for a flag that is not given
         (kind,) = (each for each in get_args(kind) if each is not NoneType)
     known: dict[Any, dict[str, Any]] = {
         bool: {"action": argparse.BooleanOptionalAction},
@@ -87,7 +87,7 @@ def model_name(text: str) -> str:
 
 
 def trial_count(text: str) -> int:
-    """Return `text` as a number of trials."""
+    """Convert `text` to a number of trials."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError("expected a whole number of at least 1")
     return int(text)

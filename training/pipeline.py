@@ -116,7 +116,7 @@ def run(plan: Plan, table: Table | None = None, context: Context | None = None) 
     table: the result of `load(plan.data)`, if the caller has loaded the table already. Raises `TrainingError` or
     `BundleError`. After an error, no bundle is written.
     """
-    bundle.require_writable(plan.models)  # checked before the training, so that a wrong folder is reported at once
+    bundle.require_writable(plan.models)  # checked before the training, so that a wrong folder is reported early
     table, context = table or load(plan.data), context or Context()
     check_decision(plan.decision, table)
     checkpoints = None
@@ -238,7 +238,9 @@ def _output_layer(prepared: Prepared, temperature: float) -> tuple[str, Affine]:
 
 
 def _target_scale(table: Table, split: Split) -> tuple[float, float]:
-    """Return the mean and the standard deviation of a regression's training targets; 0 and 1 in a classification."""
+    """In a regression, return the mean and the standard deviation of the training targets; in a classification, return
+    0 and 1.
+    """
     if table.labels:
         return 0.0, 1.0
     y = table.y[split.train]

@@ -156,7 +156,7 @@ class Recipe:
     def resolved(self, rows: int) -> Recipe:
         """Return the recipe with a batch size and a number of epochs that suit `rows` training rows.
 
-        If the user gave a batch size or a number of epochs, it does not change.
+        A batch size or a number of epochs that the user gave does not change.
 
         The batch size is a power of two. A batch has 32 to 256 rows, so that an epoch has about `steps` steps. On a
         large table, a batch may have up to 1024 rows, so that an epoch has about 1024 steps. The default number of

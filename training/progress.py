@@ -1,7 +1,7 @@
 """Progress bars on a terminal: one for reading a table, one for a fit and its losses, one for the stages of a command.
 
-If the output is not a terminal, no bar appears. The module does not import torch, so that the first bar appears at
-once.
+If the output is not a terminal, no bar appears. The module does not import torch, so that the first bar appears
+immediately.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ _WIDTHS = (32, 64, 128, 256)
 
 @dataclass(frozen=True)
 class Trial:
-    """A finished trial. It is number `number` of `trials`, counted from 1.
+    """A finished trial. number: the number of the trial, from 1 to `trials`.
 
     loss: the lowest validation loss of the trial; None if the trial was stopped early or failed. best: the lowest loss
     of all trials so far; infinite if no trial has a loss.

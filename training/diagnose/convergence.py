@@ -105,7 +105,7 @@ def measure(sample: Sample, plan: DiagnosisPlan, on_progress: OnProgress) -> tup
 
 
 def select_pair(runs: tuple[Run, ...], rate: float) -> tuple[Run, Run]:
-    """Return the runs without and with batch norm at this learning rate, in this order."""
+    """Return two runs at this learning rate: first the run without batch norm, then the run with batch norm."""
     without, with_bn = (next(r for r in runs if r.rate == rate and r.batch_norm == bn) for bn in (False, True))
     return without, with_bn
 

@@ -129,14 +129,14 @@ def _measure_depth(
 
 
 def deepest(measured: tuple[Depth, ...], activation: Activation, *, batch_norm: bool) -> Depth:
-    """Return the measurements of the deepest network with `activation`, with or without batch norm."""
+    """Return the measurements of the deepest network with this activation and this choice of batch norm."""
     chosen = [m for m in measured if m.activation == activation and m.batch_norm == batch_norm]
     return max(chosen, key=lambda m: m.depth)
 
 
 def describe_initial(measured: tuple[Depth, ...]) -> str:
-    """Say how the gradient changes from the output to the input of the deepest networks, and whether the prediction is
-    right.
+    """Say how the gradient changes from the output to the input of the deepest networks, and whether the predicted
+    growth is right.
     """
     sigmoid, sigmoid_bn, _, relu_bn = (
         growth(deepest(measured, activation, batch_norm=batch_norm).initial)

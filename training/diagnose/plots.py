@@ -138,7 +138,7 @@ def draw_moments(without: Run, with_bn: Run) -> Plot:
 
 
 def draw_gradients(measured: Sequence[Depth], *, trained: bool) -> Plot:
-    """Draw the gradient norm by layer. The deeper a network, the more opaque its line.
+    """Draw the gradient norm by layer. A deeper network has a more opaque line.
 
     There are two charts for each activation: one without batch norm, and one with batch norm.
     """

@@ -139,8 +139,8 @@ def time_models(
     ONNX Runtime optimises the graph, and the number of rows.
 
     In each round, every model runs once for each number of rows, so that other work on the machine affects all models
-    in the same way. contents: ONNX files by name. rows: float32 [rows, features], repeated as often as necessary.
-    stage: the name of the experiment that is passed to on_progress.
+    in the same way. contents: ONNX files by name. rows: float32 [rows, features]; if there are too few rows, they are
+    repeated. stage: the name of the experiment that is passed to on_progress.
     """
     sessions: dict[tuple[_Name, bool], ort.InferenceSession] = {
         (key, optimise): open_session(content, CPU, optimise=optimise)

@@ -19,7 +19,7 @@ from foldserve.training.report.page import render_page
 
 @dataclass(frozen=True)
 class Finding:
-    """One result: a sentence, and a plot and a table with the figures behind the sentence.
+    """One result of a diagnosis: a sentence, with a plot and a table of the figures that support the sentence.
 
     table: rows of cells. The first row has the titles of the columns. The template escapes the texts, but inserts the
     plot without escaping.

@@ -104,7 +104,7 @@ def list_growth(measured: tuple[Depth, ...]) -> Rows:
 
 
 def list_scores(measured: tuple[Depth, ...], score: str) -> Rows:
-    """List, after training, the growth of the gradient in the deepest networks and the scores of all networks."""
+    """List the growth of the gradient in the deepest networks and the scores of all networks, both after training."""
     depths = sorted({m.depth for m in measured})
     rows = []
     for activation, batch_norm in product(ACTIVATIONS, (False, True)):

@@ -22,8 +22,8 @@ from torch import Tensor
 from foldserve.service.bundle.atomic import replace_file
 from foldserve.training.errors import CheckpointError
 
-# Minimum seconds between two writes of a state. If a run is killed, the work since the last write is lost. With 5
-# seconds between two writes, a slow disk delays the run only a little.
+# The minimum time between two writes of a state, in seconds. If a run is killed, the work since the last write is lost.
+# With 5 seconds between two writes, a slow disk delays the run only a little.
 SECONDS_BETWEEN = 5.0
 _SUFFIX, _UNFINISHED = ".safetensors", ".partial"
 _NAME = re.compile(r"member\d+")
@@ -75,7 +75,7 @@ class Checkpoints:
         return [file for file in self.folder.glob("*" + suffix) if _NAME.fullmatch(file.stem)]
 
     def remove(self) -> None:
-        """Remove the files of the finished run. If the folder is then empty, remove the folder too."""
+        """Remove the files of the finished run. Also remove the folder if it contains no other files."""
         try:
             for file in (*self._files(_SUFFIX), *self._files(_UNFINISHED)):
                 file.unlink()
@@ -104,7 +104,7 @@ class Checkpoint:
         """Read the state into tensors on the CPU. Return None if there is no file yet.
 
         Raises `CheckpointError` for a damaged file and for the file of a run with other settings. The message names a
-        setting that is different.
+        setting that differs between the two runs.
         """
         if not self.path.exists():
             return None

@@ -156,8 +156,7 @@ def join_processes(device: Device) -> Iterator[World]:
     try:
         yield World(chosen, rank, size)
     except BaseException as error:
-        # `store.add` raises RuntimeError if torchrun has already ended. In this case, torchrun itself prints the
-        # reason.
+        # `store.add` raises RuntimeError if torchrun has already ended, but then torchrun itself prints the reason.
         with contextlib.suppress(RuntimeError):
             if store.add("failed", 1) > 1:
                 raise SystemExit(1) from error

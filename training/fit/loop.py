@@ -27,7 +27,7 @@ from foldserve.training.fit.statistics import recompute_statistics
 from foldserve.training.network.dropout import Dropout
 from foldserve.training.plan import Recipe
 
-# Minimum seconds between two progress reports within an epoch.
+# The minimum time between two progress reports within an epoch, in seconds.
 SECONDS_BETWEEN_REPORTS = 0.2
 # Rows are evaluated in chunks of this size, to limit the memory.
 _CHUNK = 8192
@@ -53,7 +53,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Epoch:
-    """A finished epoch, number `number` of `epochs`: its losses, its score and its speed.
+    """The losses, the score and the speed of a finished epoch. number: the number of the epoch, from 1 to `epochs`.
 
     loss, validation_loss: in a classification, the mean log loss of the rows in nats; in a regression, the mean squared
     error of the standardised target. validation_score: the accuracy, or R2 in a regression.
@@ -69,7 +69,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class EpochProgress:
-    """An unfinished epoch, number `number` of `epochs`: its progress and its speed.
+    """The progress and the speed of an unfinished epoch. number: the number of the epoch, from 1 to `epochs`.
 
     rows_done: the number of rows of this epoch that all processes together have finished. rows: the number of all rows
     of the epoch, in all processes together.
@@ -331,7 +331,7 @@ def _balanced_weights(y: Tensor) -> Tensor | None:
 
 
 def _cut_batches(order: Tensor, size: int) -> Iterator[Tensor]:
-    """Cut `order` into batches of `size`.
+    """Cut `order` into batches of `size` rows.
 
     BN can't train on a single row. If the last batch would have only one row, this row joins the previous batch.
     """

@@ -24,13 +24,13 @@ def choose_threshold(
     """Return the threshold that follows from the options.
 
     y: int64 [rows], true classes. outputs: float32 [rows, 2], probabilities. positive: the index of the positive class.
-    With the rule `f1`, the threshold is the one with the largest F1 of the positive class. With the rule `cost:FP,FN`,
-    the threshold is the one with the smallest total cost of the errors. If several intervals of thresholds are equally
-    good, the function chooses the interval nearest to a preferred threshold. The preferred threshold is 0.5 for the
-    rule `f1`. For the rule `cost:FP,FN`, the preferred threshold is FP / (FP + FN), which is the best threshold if the
-    probabilities are calibrated (Elkan, 2001, "The foundations of cost-sensitive learning"). If the preferred threshold
-    is in the chosen interval, the function returns the preferred threshold. If the preferred threshold is outside the
-    interval, the function returns a number with few digits near the middle of the interval.
+    With the rule `f1`, the function chooses the threshold that gives the largest F1 of the positive class. With the
+    rule `cost:FP,FN`, it chooses the threshold that gives the smallest total cost of the errors. If several intervals
+    of thresholds are equally good, the function chooses the interval nearest to a preferred threshold. The preferred
+    threshold is 0.5 for the rule `f1`. For the rule `cost:FP,FN`, the preferred threshold is FP / (FP + FN), which is
+    the best threshold if the probabilities are calibrated (Elkan, 2001, "The foundations of cost-sensitive learning").
+    If the preferred threshold is in the chosen interval, the function returns the preferred threshold. If the preferred
+    threshold is outside the interval, the function returns a number with few digits near the middle of the interval.
     """
     chosen = options.value
     rule = "value"

@@ -1,8 +1,8 @@
 """Dropout that draws only one random byte per unit.
 
-PyTorch's dropout draws one 32-bit random number per unit and turns this number into a Bernoulli variable. On one core,
-PyTorch's dropout takes about 10 ns per unit, which is a third of the time of a training step in a small network. This
-module draws one 64-bit random number for eight units.
+PyTorch's dropout draws one 32-bit random number per unit and turns this number into a Bernoulli variable. PyTorch's
+dropout takes about 10 ns per unit on one core, and would take a third of the time of a training step in a small
+network. This module draws one 64-bit random number for eight units.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 class Dropout(nn.Dropout):
     """Sets each element to 0 with probability k/256, and multiplies the other elements by 256/(256-k).
 
-    k is the integer round(256 p), but at least 1 and at most 255.
+    k is the integer round(256 p), limited to the range from 1 to 255.
 
     The expected value of each element does not change. The probability p is rounded to a multiple of 1/256, so 0.1
     becomes 26/256 = 0.1016. With p = 0, no element is set to 0. The random numbers come from the default generator of

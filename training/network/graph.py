@@ -21,7 +21,7 @@ class Graph:
         self.initializers: list[onnx.TensorProto] = []
 
     def constant(self, name: str, tensor: Tensor) -> str:
-        """Add the constant `tensor` under `name`.
+        """Add the constant `tensor` with the name `name`.
 
         A floating-point tensor is stored as float32, and any other tensor keeps its dtype.
         """

@@ -30,7 +30,7 @@ _CHUNK = 65_536
 # values. In a normal distribution, the range of 5,000 values is 2.3 times as wide as their middle 90%, and the range of
 # a million values is 3 times as wide as their middle 90%.
 _TAILS = 4.0
-# A feature with at most this many different values counts as a feature without tails.
+# A feature counts as a feature without tails if it has at most this many different values.
 _FEW_VALUES = 32
 
 
@@ -126,8 +126,9 @@ def _bin_edges(column: Floats, bins: int) -> npt.NDArray[np.float64]:
     known = _known(column).astype(np.float64)
     if not bins or not len(known):
         return np.empty(0)
-    # Edge k is the smallest value v such that at least a share of k / bins of the rows have a value of at most v. The
-    # positions are computed with integers, because the rounding of k / bins could select a neighbouring row.
+    # Edge k is a quantile: it is the smallest value v for which the share of rows with a value of at most v is at least
+    # k / bins. The positions are computed with integers, because the rounding of k / bins could select a neighbouring
+    # row.
     positions = np.maximum(-(-np.arange(bins + 1) * len(known) // bins) - 1, 0)
     edges = np.unique(np.partition(known, positions)[positions])
     edges = edges[np.append(True, np.diff(edges) > _MIN_BIN_WIDTH)]
@@ -139,8 +140,8 @@ def fit_standardisation(layout: Layout, chunks: Callable[[], Iterable[Tensor]]) 
 
     The function computes std differently for numbers, bins, and columns of 0 and 1.
 
-    chunks: a function that returns the encoded training rows in chunks [any, columns]. `chunks` is called twice, for
-    two passes over the rows.
+    chunks: a function that returns the encoded training rows in chunks, each with any number of rows. `chunks` is
+    called twice, for two passes over the rows.
 
     For a column of numbers, std is at least a sixth of the column's range. Without this minimum of std, a value that is
     rare in training could be 30 standard deviations from the mean, and could alone decide a prediction. An example is a

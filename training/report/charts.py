@@ -172,7 +172,9 @@ def draw_predictions(y: Values, values: Values, alt: str) -> str:
 
 
 def has_long_tail(residual: Values) -> bool:
-    """Return whether the largest residuals are so large that a chart needs absolute values on a logarithmic axis."""
+    """Return whether the largest residual is so far above the median that a chart needs absolute values on a
+    logarithmic axis.
+    """
     size = abs(residual)
     half = float(np.median(size))
     return half > 0 and float(size.max()) > _LOGARITHMIC * half

@@ -1,7 +1,8 @@
 """Curves over all decision thresholds: ROC, precision and recall, lift, and the areas below these curves.
 
-The module works only on arrays. `positive` is bool [rows]: whether a row belongs to the class. `scores` is [rows]: the
-probability of this class. Rows with equal scores always fall on the same side of a threshold.
+The module works only on arrays. `positive` is a bool array [rows], which is True for each row of the class. `scores` is
+an array [rows] with the probability of this class for each row. Rows with equal scores always fall on the same side of
+a threshold.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ class Curve:
         return int(np.searchsorted(-self.thresholds, -threshold, side="right")) - 1
 
     def found_in_first(self, share: float) -> float:
-        """Return the recall if only the rows with the highest scores are predicted as the class. share: the number of
-        these rows, as a share of all rows.
+        """Return the recall if only the rows with the highest scores are predicted as the class. share: the share of
+        these rows among all rows.
 
         If `share` includes only some of several rows with equal scores, the result is the expected recall for a random
         order of these rows.
@@ -123,8 +124,8 @@ def auc_by_class(y: npt.NDArray[np.int64], outputs: Scores) -> Values:
 def mean_auc(y: npt.NDArray[np.int64], outputs: Scores) -> float:
     """Return the AUC of a classifier.
 
-    For two classes, the result is the AUC of the second class. For more classes, the result is the mean of the AUCs of
-    all classes. A class without an AUC is left out. The result is NaN if no class has an AUC.
+    For two classes, the result is the AUC of the second class. For more than two classes, the result is the mean of the
+    AUCs of all classes. A class without an AUC is left out. The result is NaN if no class has an AUC.
     """
     if outputs.shape[1] == 2:
         return float(auc_by_class(y, outputs)[1])

@@ -61,7 +61,7 @@ def score(
 
 
 def _r2(squares: float, variance: float) -> float:
-    """Return R2 from the mean squared error and the variance of the targets.
+    """Compute R2 from the mean squared error and the variance of the targets.
 
     If all targets are equal, R2 is 1 for a model without any error, and 0 for every other model.
     """
@@ -223,10 +223,10 @@ def permutation_importance(
 ) -> Importances:
     """Shuffle one feature after the other, and measure the model's loss (Breiman, 2001; Fisher and others, 2019).
 
-    predict: a function float32 [n, features] -> [n, outputs] for any n. x: [rows, features]; y: [rows]. The function
-    uses at most 2,000 rows, which are drawn at random with `seed`. For a table with many columns, the function uses
-    fewer rows and fewer repeats, but at least 64 rows and 2 repeats. If two features have the same information, both
-    importances are too low, because the model can use one of the features while the other is shuffled.
+    predict: a function that maps float32 [n, features] to [n, outputs] for any n. x: [rows, features]; y: [rows]. The
+    function uses at most 2,000 rows, which are drawn at random with `seed`. For a table with many columns, the function
+    uses fewer rows and fewer repeats, but at least 64 rows and 2 repeats. If two features have the same information,
+    both importances are too low, because the model can use one of the features while the other is shuffled.
     """
     # scikit-learn's `permutation_importance` needs an estimator, and calls the estimator once per shuffle. This
     # function puts all shuffles of a feature into one batch. For a small network, one call with all shuffles is several

@@ -65,9 +65,9 @@ class Evidence:
         """The curve of some classes over all decision thresholds. The keys are the indices of these classes, and the
         most important class comes first.
 
-        For two classes, there is only the curve of the positive class. For more classes, there are the curves of the
-        classes with the lowest AUC. Each curve is for one class against all other classes. A class without an AUC has
-        no curve.
+        If there are two classes, only the positive class has a curve. If there are more, only the classes with the
+        lowest AUC have a curve. Each curve is for one class against all other classes. A class without an AUC has no
+        curve.
         """
         labels = len(self.manifest.labels)
         by_auc = sorted(range(labels), key=lambda i: (math.isnan(self.classes[i].auc), self.classes[i].auc))

@@ -35,7 +35,8 @@ class Latency:
 def measure_latency(
     predict: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.floating[Any]]], x: npt.NDArray[np.float32]
 ) -> tuple[Latency, ...]:
-    """Time `predict` with 1 row and with 1,024 rows. x: float32 [rows, features], repeated as often as necessary.
+    """Time `predict` with 1 row and with 1,024 rows. x: float32 [rows, features]; if there are too few rows, they are
+    repeated.
 
     Each measurement ends after 200 runs or 0.03 s, whichever comes first.
     """

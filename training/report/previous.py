@@ -7,7 +7,7 @@ from pathlib import Path
 
 from foldserve.service import bundle
 
-# The test rows depend on these settings, on the table, on its target and on the seed.
+# These settings decide the test rows, together with the table, its target and the seed.
 _SPLIT_SETTINGS = ("test_share", "validation_share", "group", "time", "rare", "keep_duplicates")
 
 
@@ -42,7 +42,7 @@ class Previous:
 
 
 def read_previous(model: Path, version: int) -> Previous | None:
-    """Read the highest version below `version` in the folder `model`. Return None if there is no such version."""
+    """Read the highest version below `version` in the folder `model`. Return None if there is no earlier version."""
     before = [found for found in bundle.versions(model) if found < version] if model.is_dir() else []
     if not before:
         return None

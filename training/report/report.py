@@ -119,7 +119,7 @@ def _describe_speed(evidence: Evidence) -> list[tuple[str, str]]:
 
 
 def _ranking(evidence: Evidence) -> dict[str, Any]:
-    """Return the charts over all thresholds, by their names in the template. Return {} for a regression or if no class
+    """Return the charts over all thresholds, by their names in the template. Return {} in a regression, and if no class
     has a curve.
     """
     labels, curves = evidence.manifest.labels, evidence.curves

@@ -28,7 +28,7 @@ def copy_numbers(cells: pa.ChunkedArray, null: float) -> npt.NDArray[Any]:
 
 
 def replace_by_null(cells: pa.ChunkedArray, chosen: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a copy of `cells` with null in place of some cells. chosen: bool [rows], True for each of these cells."""
+    """Return a copy of `cells` with null in place of some cells. chosen: bool [rows], True for each cell to replace."""
     return pc.if_else(chosen, pa.nulls(1, cells.type)[0], cells)
 
 

@@ -23,7 +23,7 @@ _SPELLINGS = dict.fromkeys(FALSE, 0.0) | dict.fromkeys(TRUE, 1.0)
 
 
 def read_as(kind: Kind, name: str, cells: pa.ChunkedArray, reading: Reading | None) -> Values | Distinct:
-    """Convert the cells of a column of the kind `kind`. Return its numbers or its distinct values.
+    """Convert the cells of a column of the kind `kind`. Return the column's numbers or its distinct values.
 
     Raises `DataError` if a cell does not fit the kind.
     """

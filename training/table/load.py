@@ -102,7 +102,7 @@ def load_for_model(options: DataOptions, table: Table, *, by_position: bool, giv
     """Read the table that `options` describes, and use the schema of a trained model.
 
     table: the schema of the model, in a table without rows. If `options.target` is None, the rows get no targets.
-    by_position: whether to find the columns by their positions, because the model has no names of features. If
+    by_position: True if the model has no names of features, so that the columns are found by their positions. If
     `by_position` is true, the features in the schema get the names of the columns. given: the table, if it is already
     in memory. A numeric feature becomes boolean if the cells of its column are true and false; a note says so. Raises
     `DataError` if a column is missing, or if a cell does not fit the schema.
@@ -219,10 +219,10 @@ def _check_flags(options: DataOptions, source: Source, target: str) -> None:
 
 
 def _check_test_file(options: DataOptions, names: tuple[str, ...], target: str) -> list[str]:
-    """Return a note that lists the unused columns of the test file, or no note if all columns are used.
+    """Return a note that lists the unused columns of the test file. If all columns are used, return no note.
 
-    Raises `DataError` if the test file lacks a column. The function reads only the header, and the user sees the error
-    before the training starts.
+    Raises `DataError` if the test file lacks a column. The function reads only the header, so that the user sees the
+    error before the training starts.
     """
     if options.test is None:
         return []

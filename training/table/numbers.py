@@ -154,10 +154,11 @@ def almost_numeric(found: Distinct, *, allow_plain: bool = True) -> str | None:
     """If the column looks numeric, return a description of the cells that are not numbers. Return None if the column
     does not look numeric.
 
-    A column looks numeric in two cases: at least half of its cells are numbers in some notation, or all its other cells
-    are common texts for a missing value, such as NA. The texts `nan` and `inf` count neither as numbers nor as texts.
-    If all cells are numbers but have different notations, the function returns a description of the notations.
-    allow_plain: whether to return None if all cells are plain numbers, which contain no mark except a decimal point.
+    A column looks numeric in two cases: at least half of its cells are numbers in some notation, or all cells that are
+    not numbers are common texts for a missing value, such as NA. The texts `nan` and `inf` count neither as numbers nor
+    as texts. If all cells are numbers but have different notations, the function returns a description of the
+    notations. allow_plain: whether to return None if all cells are plain numbers, which contain no mark except a
+    decimal point.
     """
     if allow_plain and all_plain(found):
         return None

@@ -20,7 +20,7 @@ from foldserve.training.table.schema import RowIndices, Split, Table
 
 # A table with fewer rows than this can't be split. The limit is the sum of the smallest possible sizes of the training
 # set, the validation set and the test set. Batch norm needs two training rows for its statistics. The test set needs
-# two rows. The validation set needs one row, but in a regression two rows, because R2 is undefined for one row.
+# two rows. The validation set needs one row; in a regression, it needs two rows, because R2 is undefined for one row.
 _MIN_ROWS = 5
 # The split tries this number of random orders of the groups, and uses the best one. A single random order may give a
 # bad split, because a group can have any size and any mix of classes.

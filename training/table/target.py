@@ -91,10 +91,10 @@ def read_target(name: str, cells: pa.ChunkedArray, options: DataOptions, *, type
 def read_test_target(
     cells: pa.ChunkedArray, table: Table, option: Rare = "refuse"
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64] | None]:
-    """Return the array `y` of a test file, as indices into the labels of `table`, and the indices of the rows that have
-    a label.
+    """Return the array `y` of a test file and the indices of the rows that have a label. In a classification, `y` has
+    indices into the labels of `table`; in a regression, it has the values of the target.
 
-    The second result is None if all rows have a label. In a regression, `y` has the values of the target.
+    The second result is None if all rows have a label.
 
     option: the value of `--rare` that was used to load `table`. Raises `DataError` for a missing value and for an
     unknown class.
