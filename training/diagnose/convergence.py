@@ -166,7 +166,9 @@ def sigmoid_inputs(network: nn.Sequential, x: Tensor) -> Tensor:
 
 
 def find_goal(runs: tuple[Run, ...]) -> float:
-    """Return the score at which the speeds of the networks are compared: 95% of the highest score of all runs."""
+    """Return the goal, which is 95% of the highest score of all runs. The speed of a network is the number of steps
+    that it needs to reach the goal.
+    """
     return _GOAL * max((s for run in runs for s in run.scores if math.isfinite(s)), default=0.0)
 
 

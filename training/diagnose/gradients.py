@@ -52,8 +52,8 @@ class Depth:
     the Dense next to the input. Each norm is the Frobenius norm of the gradient of the loss with respect to the weights
     of one Dense. `initial` and `trained` are measured in training mode on the same batch. The batch has 256 training
     rows, or all training rows if there are fewer. score: the score after training, measured in training mode on the
-    batch for which the gradients were computed. diverged: the number of the step whose loss was not finite; None if
-    every loss was finite. If the training diverged, `trained` and `score` are NaN.
+    same batch as the gradients. diverged: the number of the step whose loss was not finite; None if every loss was
+    finite. If the training diverged, `trained` and `score` are NaN.
     """
 
     activation: Activation
@@ -98,9 +98,8 @@ def growth(norms: tuple[float, ...]) -> float:
 def gradient_norms(network: nn.Sequential, sample: Sample, rows: Examples) -> tuple[float, ...]:
     """For each hidden Dense, compute the Frobenius norm of the gradient of the loss with respect to its weights.
 
-    rows: the batch for which the gradient is computed. The network is in training mode. The computation uses float64,
-    because a gradient that passes through 64 sigmoid layers becomes smaller than the smallest float32. `network` does
-    not change.
+    rows: the batch for computing the gradient. The network is in training mode. The computation uses float64, because a
+    gradient that passes through 64 sigmoid layers becomes smaller than the smallest float32. `network` does not change.
     """
     network = copy.deepcopy(network).double().train()
     y = rows.y.double() if rows.y.is_floating_point() else rows.y

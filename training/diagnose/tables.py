@@ -93,7 +93,7 @@ def list_moments(runs: tuple[Run, ...]) -> Rows:
 
 
 def list_growth(measured: tuple[Depth, ...]) -> Rows:
-    """List the factor by which the gradient changes per layer in the deepest networks at initialisation."""
+    """For the deepest networks at initialisation, list the growth of the gradient per layer."""
     rows = []
     for activation, batch_norm in product(ACTIVATIONS, (False, True)):
         depth = deepest(measured, activation, batch_norm=batch_norm)

@@ -11,7 +11,7 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     """Return the learning rate of one step. step: the number of the step, counted from 0. steps: the number of all
     steps.
 
-    The rates are equal to those of PyTorch's CosineAnnealingLR and OneCycleLR.
+    PyTorch's CosineAnnealingLR and OneCycleLR give the same rates.
 
     cosine: the rate falls along half a cosine from the highest rate to 0 (Loshchilov and Hutter, 2017,
     arXiv:1608.03983). onecycle: the rate rises from 1/25 of the highest rate to the highest rate over the first 30% of

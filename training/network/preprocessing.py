@@ -144,12 +144,11 @@ def fit_standardisation(layout: Layout, chunks: Callable[[], Iterable[Tensor]]) 
     called twice, for two passes over the rows.
 
     For a column of numbers, std is at least a sixth of the column's range. Without this minimum of std, a value that is
-    rare in training could be 30 standard deviations from the mean, and could alone decide a prediction. An example is a
-    bright pixel in the corner of an image, because pixels in the corner are nearly always 0. All bins of all features
-    share one std, which is the root mean square of the stds of the bins. If each bin had its own std, a bin with few
-    rows would get a very large scale. For columns of 0 and 1, std is 1. If a column is constant in training, its
-    standardised value is always 0. Training does not change the random initial weights of a constant column, so these
-    weights must not influence a prediction.
+    rare in training, such as a bright pixel in a nearly always dark corner of an image, could be 30 standard deviations
+    from the mean and alone decide a prediction. All bins of all features share one std, which is the root mean square
+    of the stds of the bins. If each bin had its own std, a bin with few rows would get a very large scale. For columns
+    of 0 and 1, std is 1. If a column is constant in training, its standardised value is always 0. Training does not
+    change the random initial weights of a constant column, so these weights must not influence a prediction.
     """
     sums, lowest, highest, counts = zip(
         *((chunk.double().sum(0), chunk.amin(0).double(), chunk.amax(0).double(), len(chunk)) for chunk in chunks()),

@@ -193,7 +193,7 @@ def measure_calibration(y: npt.NDArray[np.int64], outputs: npt.NDArray[np.floati
 
 @dataclass(frozen=True)
 class Importances:
-    """The importance of each feature. The importance is the amount by which `metric` gets worse if the values of the
+    """The importance of each feature. The importance is the increase of the loss `metric` after the values of the
     feature are shuffled among `rows` rows.
 
     mean, std: [features], the mean and the standard deviation over `repeats` shuffles, in the units of the metric.

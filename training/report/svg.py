@@ -67,7 +67,7 @@ class Chart:
     def bars(self, low: Values, high: Values, heights: Values, colour: Colour, floor: Values | None = None) -> None:
         """Draw a bar for each of `heights`.
 
-        On the x axis, each bar goes from `low` to `high`. floor: the values on the y axis at which the bars begin; by
+        On the x axis, each bar goes from `low` to `high`. floor: the values on the y axis where the bars begin; by
         default, the lower end of the axis.
         """
         left, tops = self._places(low, heights)

@@ -51,8 +51,8 @@ def first_missing(values: npt.NDArray[Any]) -> int | None:
 def require_values(name: str, role: str, values: npt.NDArray[Any]) -> None:
     """Raise `DataError` if column `name` has a missing value. The message names the first row with a missing value.
 
-    role: a description of the column for the message, such as `the target`.
-    values: the array of the column, as for `first_missing`.
+    role: a description of the column for the message, such as `the target`. values: the array of the column, in the
+    form that `first_missing` accepts.
     """
     if row := first_missing(values):
         raise DataError(f"column {name!r}, {role}: row {row} has no value")
