@@ -37,9 +37,9 @@ class Trial:
 def tune(plan: Plan, table: Table, trials: int, on_trial: Callable[[Trial], None] = lambda _: None) -> Plan:
     """Return `plan` with the architecture and the recipe of the trial with the lowest validation loss.
 
-    The first trial uses the settings of `plan`, or the closest settings in the search space. A trial is stopped when
-    its loss is worse than the median loss of the earlier trials. The same plan and table give the same result. Raises
-    `FitError` if no trial finishes.
+    The first trial uses the settings of `plan`; if they are outside the search space, it uses the closest settings
+    inside. A trial is stopped when its loss is worse than the median loss of the earlier trials. The same plan and
+    table give the same result. Raises `FitError` if no trial finishes.
     """
     # With a lower log level, Optuna would print the traceback of a failed trial.
     optuna.logging.set_verbosity(optuna.logging.ERROR)

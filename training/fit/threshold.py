@@ -53,8 +53,8 @@ def _intervals(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return all intervals of thresholds as three arrays: the lower ends, the upper ends and the gains.
 
-    All thresholds t with low < t <= high lead to the same predictions. The gain of an interval is the F1 of its
-    predictions for the rule `f1`, and the negative of their total cost for the rule `cost:FP,FN`.
+    All thresholds t with low < t <= high lead to the same predictions. With the rule `f1`, the gain of an interval is
+    the F1 of its predictions; with the rule `cost:FP,FN`, it is minus their total cost.
     """
     edges, group = np.unique(probabilities, return_inverse=True)
     rows = np.bincount(group, minlength=len(edges))

@@ -48,7 +48,9 @@ def identifier_note(name: str, values: Values) -> str | None:
 
 
 def leak_notes(table: Table) -> list[str]:
-    """Return a note on each column that is equal to the target, or that alone predicts the target almost perfectly."""
+    """Return a note on each column that is equal to the target or predicts it almost perfectly without the other
+    columns.
+    """
     rows = len(table.y)
     if rows < _MIN_ROWS:
         return []
