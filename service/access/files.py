@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def stamp(files: Iterable[Path]) -> list[tuple[int, ...] | None]:
-    """Return one value for each file. The value changes when the file changes, and is None if the file is missing.
+    """Return a stamp for each file. A file's stamp changes when the file changes, and is None if the file is missing.
 
     Kubernetes mounts each file of a secret as a link, and changes the target of the link.
     """

@@ -17,7 +17,7 @@ _ACCEPTED, _FORBIDDEN, _LIMITED = range(3)
 
 
 class Guard:
-    """Lets a request pass if its key has the scope of its route."""
+    """Checks that the API key of a request has the scope that the route needs."""
 
     def __init__(self, keys: Keyring) -> None:
         self._keys = keys
@@ -47,7 +47,7 @@ class Guard:
         self._keys.refresh()
 
     def take_counts(self) -> Mapping[str, Sequence[int]]:
-        """Return the numbers of accepted, forbidden and limited requests since the last call, by the key's name."""
+        """By key name, return the numbers of requests accepted, forbidden and limited since the last call."""
         return self._keys.take_counts()
 
 

@@ -30,11 +30,11 @@ def is_loopback(address: str) -> bool:
 class HostCheck:
     """Refuses requests from web pages that must not use this server.
 
-    names: the host names that the Host header may have, in addition to localhost and `host`. The name `*` allows every
-    host. If `names` is empty, a server on a loopback address accepts only localhost and `host`, and any other server
-    accepts every host.
-    host: the address in the settings of the server. address: the IP address on which the server listens.
-    origins: origins of other sites whose pages may use this server, such as `https://app.example`; `*` allows all.
+    names: the host names that are accepted in the Host header, in addition to localhost and `host`. The name `*` allows
+    every host. If `names` is empty, a server on a loopback address accepts only localhost and `host`, and any other
+    server accepts every host. host: the address in the settings of the server. address: the IP address on which the
+    server listens. origins: origins of other sites whose pages may use this server, such as `https://app.example`; `*`
+    allows all.
     """
 
     def __init__(self, names: Iterable[str], host: str, address: str, origins: Iterable[str] = ()) -> None:

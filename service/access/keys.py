@@ -2,9 +2,10 @@
 
 A key has 256 random bits, so nobody can guess the key from its SHA-256 hash. A slow hash function would add no
 security, and would make the server slower. A `Keyring` searches for a key by its hash. The time to find a key depends
-only on the hash of the key, and the hash reveals nothing about the key. Hashes are compared in constant time. A
-`Keyring` has a dictionary of the API keys that it has found before. Python hashes each key of a dictionary with a
-random secret of the process. So the time of a search in this dictionary reveals nothing about the API keys.
+only on the hash of the key, and the hash reveals nothing about the key. Comparing two hashes always takes the same
+time. A `Keyring` has a dictionary of the API keys that it has found before. Because Python hashes each key of a
+dictionary with a random secret of the process, the time of a search in this dictionary reveals nothing about the API
+keys.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _MAX_KEYS = 10_000
 
 
 class Scope(Enum):
-    """The part of the service that a route belongs to. The routes of `OPEN` need no key."""
+    """A group of routes to which an API key can give access. The routes of `OPEN` need no key."""
 
     OPEN = "open"
     PREDICT = "predict"
@@ -70,7 +71,7 @@ class Caller:
 
 
 def create_key(name: str, scopes: Sequence[Scope], rate: float | None) -> tuple[str, str]:
-    """Make a key. Returns the key, and its line for a file with API keys.
+    """Make a key. Returns the key, and the line that describes the key in a file of API keys.
 
     Raises `SettingsError` if the name or rate is not valid.
     """
@@ -99,7 +100,7 @@ class Keyring:
         self._folder = folder
         self._states: dict[str, list[float] | memoryview[float]] = {}
         self._callers: dict[bytes, Caller] = {}
-        self._verified: dict[bytes, Caller] = {}  # the caller of each key that was found before
+        self._verified: dict[bytes, Caller] = {}  # the callers of the keys that `find` has already found
         self._counts: dict[str, list[int]] = {}
         self._seen = stamp(self._files)
         self._load()
@@ -118,7 +119,7 @@ class Keyring:
     def refresh(self) -> None:
         """Read the files again if a file has changed.
 
-        If a file can't be read, the old keys stay valid, and the log says why.
+        If a file can't be read, the old keys stay valid, and the reason is logged.
         """
         seen = stamp(self._files)
         if seen == self._seen:
@@ -185,7 +186,7 @@ def read_keys(file: Path) -> list[KeyLine]:
 def _first(error: ValidationError) -> str:
     """Return a text that describes the first problem.
 
-    The text leaves out the wrong value, because this value may be a secret key.
+    The text does not contain the wrong value, because the wrong value may be a secret key.
     """
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     name = ".".join(map(str, first["loc"]))

@@ -1,8 +1,8 @@
-"""A token bucket for the rate limit of one API key.
+"""A token bucket that limits the rate of requests with one API key.
 
 The state of the bucket is one number: the time at which the bucket is full again. The algorithm is the generic cell
-rate algorithm of ITU-T I.371. All workers share one bucket for each key: the number of the bucket is in a file that all
-workers map into memory. The workers use no lock. So two workers may take the same token in the same microsecond.
+rate algorithm of ITU-T I.371. All workers share one bucket for each key: they map a file that contains the state of the
+bucket into memory. Because the workers use no lock, two workers may take the same token in the same microsecond.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import mmap
 import os
 from pathlib import Path
 
-_ROUNDING = 1e-6  # in seconds; no request is refused because of a rounding error of at most this size
+_ROUNDING = 1e-6  # in seconds; a rounding error of up to this size does not make the bucket refuse a request
 
 
 class Bucket:
     """Lets `rate` requests per second pass. All requests of one second may arrive at the same time.
 
-    state: a sequence with one number, the time in seconds at which the bucket is full.
+    state: a sequence that contains only one number: the time in seconds at which the bucket is full again.
     """
 
     __slots__ = ("_interval", "_state", "_tolerance")
@@ -43,7 +43,7 @@ class Bucket:
 def bucket_state(file: Path | None) -> list[float] | memoryview[float]:
     """Create the state of a bucket.
 
-    file: the file through which the processes share the state; None if there is only one process.
+    file: the processes share the state through this file; None if there is only one process.
     """
     if file is None:
         return [0.0]

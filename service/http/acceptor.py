@@ -1,9 +1,10 @@
-"""Accepts the clients of one listening socket. This module uses asyncio's protocols and TLS.
+"""Accepts the clients of one listening socket. This module uses asyncio for protocols and for TLS.
 
 uvloop accepts only one connection in each turn of the event loop. A turn takes long while hundreds of connections are
-busy, so new clients and health checks would wait for many turns. Therefore, an `Acceptor` accepts up to _MAX_PER_TURN
-waiting connections in each turn. If several workers share the socket, the workers with more connections wait for a
-moment, so that the worker with the fewest connections accepts first. This module does not depend on HTTP.
+busy, so new clients and health checks would wait for many turns. An `Acceptor` accepts up to _MAX_PER_TURN waiting
+connections in each turn, so that new clients wait less. If several workers share the socket, the workers with more
+connections wait for a moment, so that the worker with the fewest connections accepts first. This module does not depend
+on HTTP.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from foldserve.service.http.shares import Share
 
 log = logging.getLogger("foldserve")
 
-# The largest number of connections that are accepted in one turn of the event loop. The other waiting connections are
-# accepted in the next turns, so that the open connections are served in between.
+# The largest number of connections that are accepted in one turn of the event loop. Further connections wait for the
+# next turn, so that the event loop also serves the connections that are already open.
 _MAX_PER_TURN = 64
 # If another worker has fewer connections, this worker waits for this number of seconds before it checks again.
 _YIELD_SECONDS = 0.001
-# A worker with more connections waits at most _MAX_YIELDS times. After these waits, the worker accepts _MAX_PER_YIELD
-# connections itself, because the other worker may hang. _MAX_PER_YIELD is small, so that a worker that is only late
-# still gets its share of the connections.
+# A worker that has more connections than another worker waits at most _MAX_YIELDS times for the other worker. After
+# _MAX_YIELDS waits, the other worker may hang, so the waiting worker accepts _MAX_PER_YIELD connections itself.
+# _MAX_PER_YIELD is small, so that another worker that is only slow still gets its share of the connections.
 _MAX_YIELDS = 20
 _MAX_PER_YIELD = 8
 # If the process or the machine has no free file descriptor or memory for another connection, the acceptor tries again
 # after this number of seconds.
 _RETRY_SECONDS = 0.5
-# The largest number of connections that are accepted when the server stops. It is the length of the queue in which the
-# kernel keeps new connections.
+# The largest number of connections that are accepted when the server stops: as many as fit into the kernel's queue of
+# new connections.
 _MAX_AT_STOP = 2048
 # The number of seconds that a client has for its TLS handshake when the server stops.
 _HANDSHAKE_SECONDS = 1.0
@@ -42,8 +43,9 @@ class Acceptor:
     """Accepts connections, and creates a protocol for each connection.
 
     listener: a socket that listens. The caller closes the listener after `stop`. current_tls: a function that returns
-    the TLS context for the next handshake; None means connections without TLS. share: the `Share` of this process; None
-    if no other worker accepts connections of this listener. Each protocol counts its connection in `share`.
+    the TLS context for the next handshake; None means connections without TLS. share: counts the connections of this
+    process; None if no other worker accepts connections of this listener. Each protocol counts its connection in
+    `share`.
     """
 
     def __init__(
@@ -57,10 +59,10 @@ class Acceptor:
         self._create_protocol = create_protocol
         self._current_tls = current_tls
         self._share = share
-        self._yields = 0  # how often this worker has waited for another worker to accept
-        self._opening: set[asyncio.Task[None]] = set()  # a task for each connection that has no protocol yet
-        self._retry: asyncio.TimerHandle | None = None  # set while the event loop does not watch the listener
-        self._failing = False  # whether the last `accept` failed; the failure is already logged
+        self._yields = 0  # the number of times that this worker has waited for another worker to accept
+        self._opening: set[asyncio.Task[None]] = set()  # one task per accepted connection that has no protocol yet
+        self._retry: asyncio.TimerHandle | None = None  # not None while accepting is paused
+        self._failing = False  # whether the last call of `accept` failed; if so, this failure is already logged
 
     def start(self) -> None:
         """Begin to accept connections. Call this method only on the event loop."""
@@ -130,7 +132,7 @@ class Acceptor:
             connection.close()
 
     def _pause(self, error: OSError) -> None:
-        """Stop accepting connections for a moment.
+        """Stop accepting connections for _RETRY_SECONDS.
 
         Without a pause, the event loop would call `accept` again and again, because the socket stays readable.
         """
@@ -140,7 +142,7 @@ class Acceptor:
         self._wait(_RETRY_SECONDS)
 
     def _wait(self, seconds: float) -> None:
-        """Stop watching the listener, and try again later."""
+        """Stop watching the listener for `seconds` seconds."""
         if self._retry is None:
             loop = asyncio.get_running_loop()
             loop.remove_reader(self._listener)

@@ -17,9 +17,9 @@ from foldserve.service.protocols.friendly import example
 def announcement(urls: Sequence[str], service: Service, socket_path: str | None = None) -> str:
     """Return the lines to print, with a command that the user can copy.
 
-    If the server needs API keys, the command reads the environment variable KEY. urls: the URL of predictions, and then
-    the URL of metrics and administration if it is another URL. socket_path: the path of the Unix socket of the first
-    URL; None for a port.
+    If the server needs API keys, the command reads the key from the environment variable KEY. urls: the URL for
+    predictions, followed by the URL for metrics and administration if the two URLs differ. socket_path: the path of the
+    Unix socket that serves the first URL; None if a port serves this URL.
     """
     url = urls[0]
     repository = service.repository
@@ -42,7 +42,7 @@ def announcement(urls: Sequence[str], service: Service, socket_path: str | None 
     )
     unready = f"not ready: {', '.join(not_ready)}; the log has the reasons\n" if not_ready else ""
     through = "" if socket_path is None else f"--unix-socket {shlex.quote(socket_path)} "
-    insecure = "k" if url.startswith("https:") else ""  # curl -k: the certificate may be for another host name
+    insecure = "k" if url.startswith("https:") else ""  # curl -k, because the certificate may be for another host name
     key = "" if service.guard is None else '-H "X-API-Key: $KEY" '
     body = shlex.quote(f'{{"instances": [[{values}]]}}')
     return (

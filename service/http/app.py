@@ -118,14 +118,15 @@ def _request_error_handler(metrics: Metrics) -> Callable[[Request, RequestError]
 async def _http_error(request: Request, error: HTTPException) -> Response:
     """Return the response to an error of the router.
 
-    The response repeats the text of the error. This is safe, because the router has only two texts: `Not Found` and
-    `Method Not Allowed`.
+    The response may repeat the text of the error, because the router has only two error texts: `Not Found` and `Method
+    Not Allowed`.
     """
     response = to_response(failure(error.status_code, error.detail))
     response.headers.update(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        # The router lists only the methods of the first route with this path, so this function lists all methods. A
-        # mounted app has no list of methods, and has already set the header itself.
+        # The router's Allow header lists only the methods of the first route with this path, so this function lists the
+        # methods of all routes with this path. A mounted app has no list of methods, and has already set the Allow
+        # header itself.
         found = (x for x in iter_route_contexts(request.app.routes) if x.matches(request.scope)[0] is not Match.NONE)
         if methods := {method for route in found for method in route.methods or ()}:
             response.headers["allow"] = ", ".join(sorted(methods))
@@ -133,7 +134,7 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 
 
 async def _client_disconnected(_: Request, __: ClientDisconnect) -> Response:
-    """Return an empty response, because the client disconnected while it sent the body. A disconnect is not logged."""
+    """Return an empty response and log nothing, because the client disconnected while it sent the body."""
     return Response()
 
 

@@ -2,9 +2,9 @@
 
 This module does not depend on sockets or endpoints. A reader stops after the last byte of the body. The packet with the
 last byte may also contain the next request, which must wait for the response. The parser httptools does not report the
-offset at which a chunked body ends. But a chunked body always ends with a blank line, CR LF CR LF, because httptools
-refuses lines without CR. So each call of `read` passes to httptools only the bytes up to the next blank line. For a
-body with a Content-Length, the reader counts the bytes itself.
+offset at which a chunked body ends. A chunked body always ends with a blank line, CR LF CR LF, because httptools
+refuses lines without CR. To find the end of the body, each call of `read` passes to httptools only the bytes up to the
+next blank line. For a body with a Content-Length, the reader counts the bytes itself.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from foldserve.service.protocols.body import Body, BodyMemory
 class BodyReader:
     """Reads the body after one head.
 
-    The constructor raises `TooLarge` or `MemoryFull` if the Content-Length is too large. max_head: the largest number
-    of bytes of the trailers, and of the framing between two chunks. max_body: the largest number of bytes of a body
-    that is collected; None if the body is not collected. memory: counts the bytes of the collected body.
-    complete: whether the last byte of the request has been read.
+    The constructor raises `TooLarge` or `MemoryFull` if the Content-Length is too large. max_head: the largest size in
+    bytes of the trailers, and also of the framing between two chunks. max_body: the largest number of bytes of a body
+    that is collected; None if the body is not collected. memory: counts the bytes of the collected body. complete:
+    whether the last byte of the request has been read.
     """
 
     __slots__ = (
@@ -58,7 +58,7 @@ class BodyReader:
 
     @property
     def left(self) -> float:
-        """The number of bytes of the body that the reader has not read yet; infinite for a chunked body."""
+        """The number of bytes of the body that are not read yet; infinite for a chunked body."""
         return self._left if self._parser is None else math.inf
 
     def read(self, data: bytes, start: int) -> int:
@@ -77,7 +77,7 @@ class BodyReader:
             else:
                 if not isinstance(self._content, Body):
                     self._content = self._memory.new_body()
-                self._content.add(memoryview(data)[start:end])  # a slice of `data` would copy the bytes once more
+                self._content.add(memoryview(data)[start:end])  # slicing `data` itself would copy the bytes once more
         return end
 
     def take(self) -> bytes | bytearray:
@@ -96,7 +96,7 @@ class BodyReader:
             raise InvalidHttp("the body is not in chunks") from None
         self._check_size(len(self._content))
         if self.complete:
-            self._parser = None  # breaks the reference cycle of the reader and its parser
+            self._parser = None  # breaks the reference cycle between the reader and its parser
         elif self._framing_size > self._max_head:
             raise HeadTooLarge(f"the headers are larger than {self._max_head} bytes")
         return end

@@ -4,7 +4,7 @@ The connection answers predictions itself and forwards every other request to an
 task and no ASGI messages: the connection passes the body to `Endpoint.start`, and writes the reply to the socket. The
 connection handles one request at a time, so the bytes of later requests wait. `phase.py` has a diagram of the phases.
 This module does not depend on the app or on uvicorn, because any `asyncio.Protocol` can be the inner protocol. This
-module has more than 350 lines, because one class owns every change of the phase.
+module has more than 350 lines, because one class makes all changes of the phase.
 """
 
 from __future__ import annotations
@@ -43,10 +43,9 @@ _LINGER_SECONDS = 2
 # When the server stops, an idle connection stays open for _LAST_SECONDS, because the client may already have sent a
 # request. If the client was active recently, its connection stays open until _ACTIVE_SECONDS after the last activity.
 _LAST_SECONDS, _ACTIVE_SECONDS = 0.1, 1.0
-# libuv reads up to 8 MB from one connection before it reads from another connection. So after a read of this number of
-# bytes, a connection waits for the next turn of the event loop. Because of the pause, large bodies do not delay other
-# requests. If the rest of the body is shorter than this number of bytes, the connection does not wait, because a pause
-# takes time.
+# libuv reads up to 8 MB from one connection before it reads from another connection. To prevent large bodies from
+# delaying other requests, a connection that has read this number of bytes pauses until the next turn of the event loop.
+# If fewer bytes than this number are left in the body, the connection does not pause, because a pause takes time.
 _LONG_READ = 2**17
 # A client may close its side of the connection while it waits for responses. After the client has closed its side, the
 # server sends responses for at most this number of seconds.
@@ -56,13 +55,13 @@ _HALF_CLOSED_SECONDS = 1.0
 class Connection(asyncio.Protocol):
     """A client's connection, over TCP, a Unix socket or TLS.
 
-    create_inner: a function that creates the inner protocol when the first request is forwarded. connections: a set
-    that contains this object while the client is connected.
+    create_inner: a function that creates the inner protocol when the first request is forwarded. connections: the set
+    of open connections; it contains this object while the client is connected.
     """
 
     _transport: asyncio.Transport
     _inner: Inner
-    _head: Head  # set at the start of the phase BODY or APP_BODY
+    _head: Head  # assigned when the phase BODY or APP_BODY begins
 
     def __init__(
         self,
@@ -74,14 +73,15 @@ class Connection(asyncio.Protocol):
         self._create_inner = create_inner
         self._connections = connections
         self._phase = IDLE
-        self._since = 0.0  # the last time a request began, the connection became idle, or the client stopped reading
+        # the latest time at which a request began, the connection became idle, or the client stopped reading
+        self._since = 0.0
         self._last = False  # whether the connection reads no more requests, and closes after the last response
         # The received bytes, and the offset of the first byte that is not parsed yet.
         self._unread, self._offset = b"", 0
         self._head_reader = HeadReader(context.heads)
-        self._endpoint: Endpoint | None = None  # set in the phase BODY; None in the phase APP_BODY
-        self._body: BodyReader | None = None  # set in the phases BODY and APP_BODY
-        self._exchange: Exchange | None = None  # set in the phase RESPONSE
+        self._endpoint: Endpoint | None = None  # the endpoint in the phase BODY; None in the phase APP_BODY
+        self._body: BodyReader | None = None  # not None in the phases BODY and APP_BODY
+        self._exchange: Exchange | None = None  # the running prediction in the phase RESPONSE
         self._reading, self._write_paused = True, False
 
     # --- called by the event loop -------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ class Connection(asyncio.Protocol):
     def _take_whole_request(self, data: bytes) -> bool:
         """Start a prediction if `data` is exactly one whole request for a prediction.
 
-        This method is the fast path, which nearly all requests take.
+        This method is the fast path, which handles nearly all requests.
         """
         body_start = data.find(BLANK_LINE) + len(BLANK_LINE)
         try:
@@ -274,7 +274,7 @@ class Connection(asyncio.Protocol):
     def _start(self, endpoint: Endpoint, head: Head, body: bytes | bytearray) -> None:
         self._phase, self._head = RESPONSE, head
         exchange = endpoint.start(head.headers, body, self._reply)
-        if self._phase is RESPONSE:  # `_reply` may already have changed the phase
+        if self._phase is RESPONSE:  # `endpoint.start` may already have called `_reply`, which changes the phase
             self._exchange = exchange
 
     def _reply(self, reply: Reply) -> None:
@@ -295,7 +295,7 @@ class Connection(asyncio.Protocol):
         if close:
             self._close()
         elif self._unread:
-            # `_advance` may be running, so it can't be called here.
+            # `_advance` may already be running, so this method schedules `_advance` instead of calling it.
             asyncio.get_running_loop().call_soon(self._advance)
 
     # --- the inner protocol -------------------------------------------------------------------------------------------
@@ -323,9 +323,9 @@ class Connection(asyncio.Protocol):
     def _refuse(self, error: RequestError) -> None:
         """Write an error response, and read no more requests.
 
-        The client may still be sending its request. If the server closed the connection now, the kernel would reset the
-        connection, and the client might never read the response. Therefore, the server at first closes only its own
-        side of the connection.
+        The client may still be sending its request. If the server closed the connection immediately, the kernel would
+        reset the connection, and the client might never read the response. To avoid a reset, the server at first closes
+        only its own side of the connection.
         """
         reply: Reply | None = refusal(error)
         head = self._head if self._phase is BODY else None
@@ -356,13 +356,13 @@ class Connection(asyncio.Protocol):
         """Free the memory of the bytes that were received."""
         self._unread, self._offset = b"", 0
         if self._body is not None:
-            self._body.take()  # a reader of a chunked body and its parser refer to each other
+            self._body.take()  # frees the bytes, although a chunked body's reader and parser form a reference cycle
             self._body = None
 
     def _close_if_idle(self) -> None:
         """Close the connection.
 
-        If the kernel has bytes of a request that the event loop has not read, the connection stays open.
+        The connection stays open if the kernel has received bytes of a request that the event loop has not read yet.
         """
         if self._phase is IDLE and has_bytes(self._transport):
             asyncio.get_running_loop().call_later(_LAST_SECONDS, self._close_if_idle)
@@ -372,7 +372,8 @@ class Connection(asyncio.Protocol):
     def _close(self, *, abort: bool = False) -> None:
         """Close the connection after the last response is written, or at once if `abort` is true.
 
-        While the server stops, a client may read its response slowly. Only a time-out may drop the rest of a response.
+        While the server stops, a client may still read its response slowly, so only a time-out may drop the rest of a
+        response.
         """
         self._drop_bytes()
         self._phase = CLOSED

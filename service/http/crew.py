@@ -29,11 +29,11 @@ class Member:
         self.follows = False
 
     def wait_for(self, number: int) -> str | None:
-        """Wait for the reply with the number `number`, and return the reply. Return None if the worker died."""
+        """Wait for the reply with the number `number`, and return the reply, or None if the worker has died."""
         while (reply := self.replies.get()) is not None:
             if reply[1] == number:
                 return reply[0]
-        self.replies.put(None)  # the next call of this method must also get None
+        self.replies.put(None)  # so that the next call of this method also gets None
         return None
 
 
@@ -65,7 +65,7 @@ class WorkerCrew:
         member.replies.put(None)
 
     def prepare(self, attempts: Attempts) -> Sequence[Outcomes]:
-        """Let every worker load and compare versions.
+        """Make every worker load versions and compare them.
 
         Returns the outcomes of all workers that are still alive at the end.
         """
@@ -76,7 +76,7 @@ class WorkerCrew:
         return [Outcomes.model_validate_json(reply) for reply in replies]
 
     def commit(self, plan: Plan) -> None:
-        """Let every worker serve a plan. This method returns when all workers serve the plan."""
+        """Make every worker serve a plan. This method returns when all workers serve the plan."""
         if self._plan is None:
             self._before_first()
         with self._lock:

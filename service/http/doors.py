@@ -86,7 +86,7 @@ class Door:
 
 
 def load_tls(settings: Settings, listeners: Listeners) -> Sequence[Tls | None]:
-    """Load the certificates of each listener. Raises `StartError`."""
+    """Load the TLS certificates for each listener. Raises `StartError`."""
     certificate, key, client_ca = settings.tls_cert, settings.tls_key, settings.tls_client_ca
     if certificate is None:
         if key is not None or client_ca is not None:
@@ -102,7 +102,7 @@ def load_tls(settings: Settings, listeners: Listeners) -> Sequence[Tls | None]:
 def create_doors(
     settings: Settings, service: Service, listeners: Listeners, tls: Sequence[Tls | None]
 ) -> Sequence[Door]:
-    """Create a door for each listener, the main one first. tls: the result of `load_tls`."""
+    """Create a door for each listener, starting with the main listener. tls: the result of `load_tls`."""
     door = partial(_create_door, settings, service, listeners.share, cache(partial(_create_app, service)))
     if listeners.admin is None:
         return [door(tuple(Scope), listeners.main, settings.host, service.endpoints, tls[0])]
@@ -128,7 +128,7 @@ def _create_door(
     create_app: a function that returns the app that all doors share. scopes: the scopes of the routes that this door
     has. host: the host in the settings. endpoints: the endpoints that connections use, by path.
     """
-    # For a Unix socket, every host is allowed: web pages can't reach the socket, and a proxy may send any Host header.
+    # A Unix socket allows every host, because web pages can't reach the socket, and a proxy may send any Host header.
     address = "" if listener.family == socket.AF_UNIX else listener.getsockname()[0]
     context = ConnectionContext(
         endpoints,

@@ -102,7 +102,7 @@ def _outside(feature: FeatureDrift) -> float | None:
 
 
 def _histogram(feature: FeatureDrift) -> str:
-    """Draw the shares of the training rows as bars, and the shares of the live rows as a line with steps."""
+    """In each bin, draw the share of training rows as a bar, and the share of live rows as a step of a line."""
     training, live = (_shares(counts[:_MOST_BARS]) for counts in (feature.training, feature.live))
     top = max(*training, *live, 1e-9)
     step = _WIDTH / len(training)
@@ -156,7 +156,7 @@ def _quality(quality: Quality, measures: dict[str, str]) -> str:
 def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int]) -> str:
     """Return an HTML table. rows: the cells of each row, as HTML.
 
-    numbers: the indices of the columns that are aligned to the right.
+    numbers: the indices of the columns with numbers, which are aligned to the right.
     """
     right = dict.fromkeys(numbers, ' class="number"')
     head = "".join(f'<th scope="col"{right.get(i, "")}>{escape(text)}</th>' for i, text in enumerate(heads))

@@ -33,7 +33,7 @@ from foldserve.service.telemetry.trace_context import safe_id
 
 log = logging.getLogger("foldserve")
 
-# The server of the other program decides these values, so foldserve refuses these settings.
+# foldserve refuses these settings, because the server of the other program decides their values.
 FOREIGN_SETTINGS = frozenset(
     {
         *("host", "port", "uds", "grpc_port", "admin_port", "admin_host", "tls_cert", "tls_key", "tls_client_ca"),
@@ -138,7 +138,7 @@ async def _tick(service: Service) -> None:
 
 
 def observed(app: ASGIApp, observer: Observer) -> ASGIApp:
-    """Wrap an app so that each of its requests has a record."""
+    """Wrap an app so that each request to the app has a record."""
 
     async def recording(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

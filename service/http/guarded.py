@@ -1,7 +1,7 @@
 """Checks the scope of each request before the app gets the request. Each route of the app declares a scope.
 
-Clients can't use a route without a scope. If a connection answers a prediction without the app, the connection itself
-checks the scope.
+If a route declares no scope, clients can't use the route. If a connection answers a prediction without the app, the
+connection itself checks the scope.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MAX_CACHED = 1024  # the largest number of paths whose routes are cached
 
 
 def declared_scope(route: RouteContext) -> Scope | None:
-    """Return the scope that a route has declared."""
+    """Return the scope that a route declares; None if the route declares no scope."""
     handler = route.endpoint or getattr(route, "app", None)
     return getattr(handler, "required_scope", None)
 
@@ -52,8 +52,8 @@ def describe_keys(document: dict[str, Any], app: FastAPI) -> dict[str, Any]:
 class GuardedApp:
     """The app of one listener. A guard checks each request before the app gets it.
 
-    scopes: the scopes of the routes that clients of this listener can use. Clients of this listener get a 404 for all
-    other routes.
+    scopes: the scopes of the routes that clients of this listener can use. A client that asks for a route with any
+    other scope gets a 404.
     """
 
     def __init__(self, app: FastAPI, service: Service, scopes: Collection[Scope] = tuple(Scope)) -> None:
@@ -83,10 +83,10 @@ class GuardedApp:
         return None
 
     def _find(self, method: str, path: str) -> tuple[bool, Scope | None]:
-        """Find a route in the same way as the router of the app.
+        """Find the route that the router of the app would choose.
 
-        Finds the first route with this path and method, or otherwise the first route with this path. Returns whether a
-        route was found, and the scope of the route.
+        Finds the first route with this path and method; if no route has both, finds the first route with this path.
+        Returns whether the app has such a route, and the scope of this route.
         """
         connection: Connection = {"type": "http", "method": method, "path": path, "root_path": ""}
         found: tuple[bool, Scope | None] = (False, None)

@@ -18,10 +18,10 @@ from foldserve.service.telemetry.trace_context import safe_id
 
 BLANK_LINE = b"\r\n\r\n"
 _MAX_URL = 8192
-# This pattern is only for heads that httptools has accepted. In an accepted head, each line after the first line is one
-# header.
+# This pattern is only for heads that httptools has accepted, because in these heads each line after the first line is
+# one header.
 _UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:[^\r\n]*", re.IGNORECASE)
-# The host as in RFC 3986, section 3.2.2, and a port. The host may be empty.
+# A host, as RFC 3986, section 3.2.2 defines it, and an optional port. The host may be empty.
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(?::[0-9]*)?")
 _MAX_CACHED = 256
 _MAX_CACHED_BYTES = 2048
@@ -62,8 +62,8 @@ class Heads(dict[bytes, Head | None]):
     Each key is the bytes of a head, including the blank line at its end.
 
     check: a function that is called with the headers of each parsed head. `check` raises an error to refuse a request.
-    If a head is not in the cache, the cache parses the head. The value is None if the key is not a complete head. A
-    look-up may raise `InvalidHttp`, `UrlTooLong`, `HeadTooLarge`, or an error of `check`.
+    If a head is not in the cache, the cache parses the head. The value is None if the bytes are not a complete head. A
+    look-up may raise `InvalidHttp`, `UrlTooLong`, `HeadTooLarge`, or an error that `check` raises.
     """
 
     def __init__(self, max_head: int, check: Callable[[Headers], object] = lambda _: None) -> None:
@@ -105,7 +105,7 @@ class _Collector:
         except httptools.HttpParserError:
             raise InvalidHttp("the bytes are not an HTTP request") from None
         finally:
-            del self._parser  # breaks the reference cycle of the collector and its parser
+            del self._parser  # breaks the reference cycle between the collector and its parser
         _check_size(self._url, self._raw, max_head)
         method = parser.get_method()
         if method == b"CONNECT":
@@ -207,10 +207,9 @@ def _check_size(url: bytes, raw: bytes, max_head: int) -> None:
 
 
 def end_of_block(before: bytes, data: bytes, start: int) -> int:
-    """Find the offset after the first blank line of `data[start:]`.
+    """Return the offset after the first blank line in `data[start:]`; the length of `data` if there is no blank line.
 
-    Without a blank line, the result is the end of `data`. before: the last bytes before `start`, at most three. The
-    blank line may begin in `before`.
+    before: at most three bytes, which come directly before `data[start:]`; the blank line may begin in these bytes.
     """
     if before:
         found = (before + data[start : start + 3]).find(BLANK_LINE)

@@ -1,9 +1,9 @@
 """Runs another protocol inside a connection, such as uvicorn's protocol with the FastAPI app.
 
 The connection and the inner protocol use only the interfaces of asyncio, and do not depend on each other. The inner
-protocol gets the unchanged bytes of one forwarded request at a time. The inner protocol writes its responses to an
-inner transport. The inner transport writes the bytes of the responses to the real transport, and parses these bytes to
-find the end of each response.
+protocol gets one forwarded request at a time, as unchanged bytes. The inner protocol writes its responses to an inner
+transport. The inner transport writes the bytes of the responses to the real transport, and parses these bytes to find
+the end of each response.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from foldserve.service.http.head import Head
 
 
 class Inner:
-    """The inner protocol of one connection. The first request that is forwarded creates the inner protocol.
+    """The inner protocol of one connection. The inner protocol is created when the first request is forwarded.
 
     on_change: a function that is called after `is_reading` or `responded` has changed. on_close: a function that is
     called when the inner protocol closes its transport.
@@ -51,7 +51,7 @@ class Inner:
 
     @property
     def status(self) -> int:
-        """The status of the response to the current request; 0 before the first byte of the response."""
+        """The status code of the response to the current request; 0 until the response begins."""
         return 0 if self._inner is None else self._inner.status
 
     @property
@@ -138,7 +138,7 @@ class InnerTransport(asyncio.Transport):
     def detach(self, exc: Exception | None = None) -> None:
         """Disconnect the inner protocol. The real transport stays open."""
         self._attached = False
-        del self._parser  # breaks the reference cycle of the transport and its parser
+        del self._parser  # breaks the reference cycle between the transport and its parser
         self._protocol.connection_lost(exc)
 
     # --- for the inner protocol ---------------------------------------------------------------------------------------

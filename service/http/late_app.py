@@ -1,8 +1,8 @@
 """The ASGI app that answers the requests of one listener.
 
 The app answers health probes itself, and creates the FastAPI app when a request needs it. FastAPI and its routes take
-0.2 s of processor time and 11 MB. A server that only answers predictions and probes does not need FastAPI. So FastAPI
-is imported on a thread, at the first request that needs one of its routes. This module does not depend on FastAPI.
+0.2 s of processor time and 11 MB. A server that only answers predictions and probes does not need FastAPI, so a thread
+imports FastAPI only when the first request for one of its routes arrives. This module does not depend on FastAPI.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class LateApp:
 def answering_head(app: ASGIApp) -> ASGIApp:
     """Wrap an app so that it answers HEAD like GET.
 
-    The server still knows that the method is HEAD, so it sends no body.
+    The server sends no body, because it still knows that the method is HEAD.
     """
 
     async def with_get(scope: Scope, receive: Receive, send: Send) -> None:

@@ -31,7 +31,7 @@ class Line:
     def send(self, kind: str, text: str, number: int = 0) -> None:
         """Send a message.
 
-        If the other process is dead, nothing happens, because the thread in `receive` notices that the process is dead.
+        If the other process is dead, this method does nothing: the thread that calls `receive` notices the death.
         """
         with self._lock, suppress(OSError):
             self.connection.send_bytes(json.dumps([kind, text, number]).encode())

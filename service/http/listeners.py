@@ -150,7 +150,7 @@ def _name(listener: socket.socket) -> str:
 
 @contextmanager
 def _one_line_errors(name: str) -> Iterator[None]:
-    """Turn an error of the socket into a `StartError`. name: the name of the socket."""
+    """Turn an error of the socket into a `StartError`. name: the name of the socket in error messages."""
     try:
         yield
     except UnicodeError as error:

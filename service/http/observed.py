@@ -126,7 +126,7 @@ class ObservedConnection(Connection):
         super()._close(abort=abort)
 
     def _record_unanswered(self) -> None:
-        """If the current request has no record, create its record now, because its client has disconnected."""
+        """Create the missing record of a request whose client has disconnected."""
         if isinstance(self._exchange, UnrecordedExchange):
             self._exchange.fill(self._new_record(self._head))
 

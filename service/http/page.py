@@ -1,7 +1,7 @@
 """Serves the page at / and its files. The files are read, hashed and compressed once, when the app is created.
 
-The path of each file contains the digest of all files. So a browser may keep a file in its cache for ever. After an
-upgrade, the browser gets the new files, because the new files have other paths. This module does not depend on models.
+The path of each file contains the digest of all files, so that browsers can cache each file for ever. After an upgrade,
+the browser gets the new files, because the new files have other paths. This module does not depend on models.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ FOLDER = Path(__file__).parent.parent / "web" / "page"
 
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _INDEX = "index.html"
-# A placeholder in the page. The server replaces this placeholder with the path of the folder that has the files of the
-# page.
+# The server replaces this placeholder in the page with the path of the folder that contains the page's files.
 _PLACE = b"{{files}}"
 
 

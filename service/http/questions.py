@@ -18,8 +18,8 @@ from foldserve.service.http.line import Line
 class _Question:
     """A question that at least one worker has not answered yet.
 
-    asker: the worker that asked. number: the number that the asker gave to its message; the message with the answers
-    has the same number. missing: the workers that have not answered yet.
+    asker: the worker that asked the question. number: the number of the asker's message; the message that returns the
+    answers has the same number. missing: the workers that have not answered yet.
     """
 
     asker: Line

@@ -1,7 +1,7 @@
 """Adds response headers that tell browsers to protect their users.
 
-Some headers are for all responses, some are only for HTML pages, and some are only for requests that come from web
-pages of other sites. This module uses ASGI, and does not depend on routes.
+Some headers are for all responses, some only for HTML pages, and some only for responses to web pages of other sites.
+This module uses ASGI, and does not depend on routes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs one uvicorn server on the listeners: start, announcement, drain and stop.
+"""Runs one uvicorn server on the listeners: starts it, announces it, drains it and stops it.
 
 This module handles the signals, the log and the exit of the process. With several workers, each worker runs
 `serve_in_worker`. This module does not depend on models or protocols.
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("foldserve")
 
 # The number of seconds after which Python takes the interpreter's lock from a thread if another thread waits for the
-# lock. Python's default is 5 ms. While a thread decodes a large body, the event loop may have to wait this long before
-# each event.
+# lock. Python's default is 5 ms. While a thread decodes a large body, the event loop may have to wait this long for the
+# lock before it handles an event.
 _SWITCH_INTERVAL = 1e-3
 
 
@@ -61,7 +61,7 @@ def run(settings: Settings) -> None:
     with bind(settings) as listeners, _answering_early(settings, listeners) as on_loaded:
 
         def announce(text: str) -> None:
-            # called only now, because a server that can't start should log only one line
+            # warns only now, because a server that can't start should log only one line
             warn_if_open(settings, listeners)
             _print(text)
 
@@ -83,7 +83,7 @@ def _answering_early(settings: Settings, listeners: Listeners) -> Iterator[Calla
     Yields a function that the server must call before it accepts connections. The context manager and the yielded
     function raise `StartError`.
     """
-    tls = load_tls(settings, listeners)  # loads the certificates first, to report an error in a file at once
+    tls = load_tls(settings, listeners)  # loaded first, so that an error in a certificate file is reported immediately
     if not settings.early_port:
         yield listeners.listen
         return
@@ -129,7 +129,7 @@ def _serve(
     sys.setswitchinterval(_SWITCH_INTERVAL)
     service = compose(settings, control)
     doors = create_doors(settings, service, listeners, tls)
-    # All models are now loaded and verified. Until now, this process has accepted no connection.
+    # At this point, all models are loaded and verified, and this process has not accepted any connection yet.
     service.lifecycle.start()
     signal.signal(UNREADY_SIGNAL, lambda *_: service.lifecycle.drain())
     lines = announcement([door.url for door in doors], service, doors[0].socket_path)
@@ -139,7 +139,7 @@ def _serve(
     try:
         on_loaded()
         server.run(sockets=list(listeners.all))
-    finally:  # if a signal has stopped uvicorn, uvicorn now raises this signal again
+    finally:  # if a signal has stopped uvicorn, uvicorn raises the same signal again here
         stopped.set()
         service.close()
     control.join()
@@ -162,14 +162,14 @@ class _Server(uvicorn.Server):
         self._rpc: RpcServer | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 (each door has its own)
-        await super().startup([])  # no sockets: uvicorn would let uvloop accept one connection per turn
+        await super().startup([])  # no sockets, because uvicorn accepts only one connection per turn of the loop
         self._acceptors = [door.acceptor(self.server_state) for door in self._doors]
         for acceptor in self._acceptors:
             acceptor.start()
         self._service.deployment.attach(asyncio.get_running_loop())
         self._service.control.follow()
         SelfCheck(self._service.repository, self._settings.self_check).start()
-        self._rpc = _rpc_server(self._settings, self._service)  # this needs the running event loop
+        self._rpc = _rpc_server(self._settings, self._service)  # needs the running event loop
         if self._rpc is not None:
             await self._rpc.start()
         # All objects that exist now stay until the process ends. `freeze` excludes all existing objects from later
@@ -210,25 +210,25 @@ class _Server(uvicorn.Server):
         """
         self._service.control.stop()
         await self._wait_for_balancers()
-        # with several workers, the supervisor refuses handshakes, because other workers may continue to serve
+        # with several workers, only the supervisor refuses handshakes, because other workers may continue to serve
         if self._settings.workers == 1:
             for listener in sockets or ():
                 refuse_handshakes(listener)
             await asyncio.sleep(HANDSHAKE_SECONDS)
         for acceptor in self._acceptors:
             await acceptor.stop()
-        # At the end of its own waiting time, uvicorn would cancel the task of each client that does not read its
-        # response, and log a traceback. To prevent this, the server aborts these connections after drain_timeout, and
-        # `doors.py` gives uvicorn a longer waiting time.
+        # If a client does not read its response, uvicorn would cancel the client's task at the end of uvicorn's own
+        # waiting time, and log a traceback. Therefore, the server aborts the remaining connections earlier, after
+        # drain_timeout, and `doors.py` gives uvicorn a longer waiting time.
         loop = asyncio.get_running_loop()
         loop.call_later(self._settings.drain_timeout, self._abort_connections)
-        async with asyncio.TaskGroup() as group:  # gRPC and HTTP drain at the same time
+        async with asyncio.TaskGroup() as group:  # the gRPC server and uvicorn drain at the same time
             if self._rpc is not None:
                 group.create_task(self._rpc.stop(self._settings.drain_timeout))
             await super().shutdown(sockets)
         self._service.repository.drain()
         self._abort_connections()
-        await asyncio.sleep(0)  # the event loop now calls connection_lost
+        await asyncio.sleep(0)  # lets the event loop call connection_lost
 
     def _abort_connections(self) -> None:
         for connection in self._connections():
@@ -237,8 +237,8 @@ class _Server(uvicorn.Server):
     async def _wait_for_balancers(self) -> None:
         """Become unready, but answer requests for `drain_delay` more seconds, so that load balancers notice the change.
 
-        If the server has several workers, the supervisor makes all workers unready and waits once for all of them. Then
-        the workers themselves do not wait.
+        If the server has several workers, the supervisor makes all of them unready and waits for `drain_delay`, so the
+        workers themselves do not wait.
         """
         lifecycle = self._service.lifecycle
         end = time.monotonic() + (self._settings.drain_delay if lifecycle.ready else 0)
@@ -252,7 +252,7 @@ class _Server(uvicorn.Server):
     def _connections(self) -> list[Connection]:
         """Return the connections of all clients.
 
-        uvicorn stores the inner protocols of these connections in the same set.
+        This method skips the inner protocols, which uvicorn stores in the same set as the connections.
         """
         return [found for found in tuple(self.server_state.connections) if isinstance(found, Connection)]
 
@@ -262,7 +262,7 @@ def _rpc_server(settings: Settings, service: Service) -> RpcServer | None:
     if settings.grpc_port is None:
         return None
     try:
-        # This import is not at the top of the module, because it needs the extra `grpc` and takes long.
+        # This import is not at the top of the module, because it takes long and fails without the extra `grpc`.
         from foldserve.service.rpc.server import RpcServer
     except ImportError as error:
         raise StartError("--grpc-port needs grpcio: pip install 'foldserve[grpc]'") from error

@@ -1,7 +1,7 @@
 """Counts the connections of each worker in memory that all workers share, so that every worker gets a fair share.
 
-Without these counts, the worker that wakes up first would accept all connections that a client opens at once. This
-module does not depend on sockets or on HTTP.
+Without these counts, the worker that wakes up first would accept all connections that a client opens at the same time.
+This module does not depend on sockets or on HTTP.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from typing import Any
 
-# This count is for a worker that accepts no connections, because it is starting, is stopping or is dead.
+# The count of a worker that accepts no connections because it is starting, is stopping or is dead.
 _ABSENT = sys.maxsize // 2
 
 
 @dataclass(frozen=True)
 class Share:
-    """The connection count of one worker, together with the counts of all workers for comparison.
+    """Counts the connections of one worker, and compares this count with the counts of the other workers.
 
     counts: int64 [workers], in shared memory. Each worker writes only its own element, so the workers need no lock.
-    index: the element of this worker.
+    index: the index of this worker's element in `counts`.
     """
 
     counts: MutableSequence[int]
@@ -37,7 +37,7 @@ class Share:
         self.counts[self.index] = _ABSENT
 
     def change(self, connections: int) -> None:
-        """Add to the number of connections of this worker. The argument is negative if connections have ended."""
+        """Add `connections` to the count of this worker; `connections` is negative if connections have ended."""
         self.counts[self.index] += connections
 
     def is_smallest(self, opening: int) -> bool:

@@ -32,8 +32,8 @@ _MAX_RETRY = 30
 class StartupResponder:
     """Answers clients of the listeners from `start` to `stop`.
 
-    tls: the certificates of each listener; None for a listener without TLS. After each response, the connection closes,
-    so that the client's next request can reach the server with the loaded models.
+    tls: the certificates of each listener; None for a listener without TLS. The responder closes each connection after
+    one response, so that the client's next request can reach the server with the loaded models.
     """
 
     _loop: asyncio.AbstractEventLoop  # from `start` on
@@ -42,7 +42,7 @@ class StartupResponder:
         self._listeners = listeners
         self._tls = tls
         self._since = time.monotonic()
-        self._wanted = asyncio.Event()  # this event stops the responder
+        self._wanted = asyncio.Event()  # setting this event stops the responder
         self._stopped = threading.Event()
         self._connections: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._run, name="startup", daemon=True)
@@ -76,8 +76,8 @@ class StartupResponder:
 
     async def _serve(self) -> None:
         servers = [
-            # `start_server` closes its socket at the end, but the real server still needs the listener, so the listener
-            # is duplicated.
+            # The listener is duplicated, because `start_server` closes its own socket at the end, but the real server
+            # still needs the listener.
             await asyncio.start_server(
                 self._answer, sock=listener.dup(), limit=_MAX_HEAD, backlog=BACKLOG, ssl=tls and tls.context
             )
@@ -117,8 +117,8 @@ class StartupResponder:
     def _reply(self, path: bytes) -> Reply:
         if path == b"/v2/health/live":
             return Reply(200, (JSON,), orjson.dumps({"live": True}))
-        # The server does not know how long loading the models will take. So the value of Retry-After is the time that
-        # loading has already taken.
+        # The server can't predict how long loading the models will take, so Retry-After is the time that loading has
+        # already taken.
         seconds = min(_MAX_RETRY, max(1, math.ceil(time.monotonic() - self._since)))
         reply = failure(503, "the server is loading its models for the first time", seconds)
         name = {b"/v2/health/ready": "ready", b"/v2/health/started": "started"}.get(path)

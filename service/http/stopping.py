@@ -22,8 +22,8 @@ log = logging.getLogger("foldserve")
 
 # A supervisor sends this signal to its workers. After this signal, a worker is not ready, but still answers requests.
 UNREADY_SIGNAL = signal.SIGUSR1
-# After it refuses new handshakes, a process waits for this number of seconds, so that the handshakes that have already
-# begun can finish.
+# A process that has begun to refuse new handshakes waits for this number of seconds, so that the handshakes that had
+# already begun can finish.
 HANDSHAKE_SECONDS = 0.1
 _SO_ATTACH_FILTER = 26  # from <asm-generic/socket.h>; Python's module `socket` does not define this constant
 
@@ -31,8 +31,9 @@ _SO_ATTACH_FILTER = 26  # from <asm-generic/socket.h>; Python's module `socket` 
 def exit_on_signals(*, quietly: bool = False) -> None:
     """Raise `SystemExit(0)` on SIGTERM and SIGINT, and treat SIGHUP as SIGTERM.
 
-    Process 1 of a container has no default signal handlers, so it would ignore these signals. On a signal, uvicorn
-    first drains. Then uvicorn raises the signal again, for the handler that was installed before its own handler.
+    Process 1 of a container has no default signal handlers, so it would ignore these signals. When uvicorn gets a
+    signal, it first drains, and then raises the signal again for the handler that was installed before uvicorn's own
+    handler.
     """
 
     def handle(_: int, __: object) -> NoReturn:
@@ -52,19 +53,19 @@ def _hang_up(_: int, __: object) -> None:
 
 
 def refuse_handshakes(listener: socket.socket) -> None:
-    """Let the kernel ignore each new connection from now on.
+    """Make the kernel ignore each new connection from now on.
 
-    The filter works for all processes that share the listener. Without this filter, the kernel may complete a handshake
-    after the last `accept` and before the listener closes. When the listener closes, the kernel would reset such a
-    connection, although its client may already have sent a request. With the filter, the kernel ignores the client, and
-    the client tries again after a second. At that time, the port is closed, or the next server listens on it. On
-    systems other than Linux, this function does nothing.
+    This function attaches a packet filter to the listener, which works for all processes that share the listener.
+    Without a filter, the kernel may complete a handshake after the last `accept`, and reset the connection when the
+    listener closes, although the client may already have sent a request. With the filter, the client gets no answer and
+    tries again after a second. By then, the port is closed, or the next server listens on it. On systems other than
+    Linux, this function does nothing.
     """
     if sys.platform != "linux":
         return
-    # This classic BPF program filters packets by the TCP header. Byte 13 of the TCP header has the flags. The program
-    # drops each packet without the flag ACK. Only the first packet of a handshake has no ACK, so handshakes that have
-    # begun can finish.
+    # This classic BPF program filters packets by the TCP header. Byte 13 of the TCP header contains the flags. The
+    # program drops each packet without the flag ACK. Only the first packet of a handshake has no ACK, so handshakes
+    # that have begun can finish.
     instructions = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x10), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0))
     program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in instructions))
     filter_program = struct.pack("HL", len(instructions), ctypes.addressof(program))

@@ -16,7 +16,9 @@ log = logging.getLogger("foldserve")
 
 
 class Tls:
-    """Creates the TLS context for the next handshake. The context uses the files that the last `refresh` has read.
+    """Creates the TLS context for the next handshake.
+
+    The context uses the files as the last call of `refresh` has read them.
 
     certificate: a PEM file that contains the certificate of the server, followed by the certificates of its issuers.
     key: the file with the private key; None if the key is in the file of the certificate. client_ca: a file with the
@@ -34,7 +36,7 @@ class Tls:
     def refresh(self) -> None:
         """Load the files again if a file has changed.
 
-        After an error, the old certificates stay in use, and the log says why.
+        After an error, the old certificates stay in use, and the reason is logged.
         """
         seen = stamp(self._files)
         if seen != self._seen:

@@ -27,7 +27,7 @@ log = logging.getLogger("foldserve")
 
 
 class WorkerControl:
-    """Carries out the supervisor's changes in one worker. line: the worker's end of the line to the supervisor."""
+    """Carries out the supervisor's changes in one worker. line: the worker's end of the message line."""
 
     _member: Member  # set by `start`
 
@@ -35,8 +35,7 @@ class WorkerControl:
         self._line = line
         self._changes: queue.SimpleQueue[tuple[str, str, int] | None] = queue.SimpleQueue()
         self._numbers = itertools.count(1)
-        # The replies of the supervisor that have not arrived yet. The key is the number of the message that asks for
-        # the reply.
+        # For the number of each message that the supervisor has not answered yet, the future of the answer.
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._answer: Callable[[str], str] = str
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -101,7 +100,7 @@ class WorkerControl:
         """Do nothing, because the supervisor kills a worker that does not end."""
 
     async def execute(self, command: Command) -> None:
-        """Let the supervisor execute a command. Raises `RequestError`."""
+        """Ask the supervisor to execute a command. Raises `RequestError`."""
         outcome: CommandOutcome = await self._request("execute", command.model_dump_json())
         outcome.raise_error()
 
@@ -121,7 +120,7 @@ class WorkerControl:
         def answer() -> None:
             try:
                 self._line.send("answer", self._answer(question), number)
-            except Exception:  # the worker that asked waits only some seconds for answers
+            except Exception:  # only logged, because the worker that asked waits for answers only some seconds
                 log.exception("internal error")
 
         if self._loop is not None:

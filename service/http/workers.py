@@ -1,6 +1,7 @@
 """Starts several worker processes on the same listeners, replaces dead workers, and stops all workers.
 
-This module uses processes and signals. It knows nothing of the server except the function that each worker runs.
+This module uses processes and signals. The only part of the server that this module knows is the function that each
+worker runs.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ log = logging.getLogger("foldserve")
 # The smallest number of seconds between the start of a worker and the start of its replacement. A worker that dies soon
 # after its start will probably die again.
 _SECONDS_BETWEEN_STARTS = 1.0
-# The supervisor kills a worker if stopping it takes this number of seconds more than drain_timeout.
+# The supervisor kills a worker that needs more than drain_timeout plus this number of seconds to stop.
 _GRACE_SECONDS = 5.0
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -49,11 +50,11 @@ Serve = Callable[[Settings, Listeners, Callable[[str], object], Control], None]
 class _Worker:
     """One worker process.
 
-    member: the object through which the supervisor sends messages to the worker. When the worker dies, the connection
-    for these messages closes.
+    member: the object through which the supervisor sends messages to the worker; its connection closes when the worker
+    dies.
     """
 
-    process: Any  # a process that the context `spawn` creates; its class has no public name
+    process: Any  # a process of the context `spawn`; its class has no public name
     member: Member
     share: Share
     started: float
@@ -104,7 +105,7 @@ class _Supervisor:
         # release the locks.
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
-        # The shares that no living worker uses.
+        # The `Share` objects that no living worker uses.
         self._free_shares = create_shares(self._context, settings.workers)
         # Python calls a signal handler in the main thread, but the kernel may deliver the signal to another thread. If
         # another thread gets the signal, the pipe wakes up the main thread.
@@ -130,7 +131,7 @@ class _Supervisor:
                 raise self._start_error
 
     def _coordinate(self) -> None:
-        """Load the models in all workers. Then run the coordinator, which changes the models later."""
+        """Load the models in all workers, then run the coordinator, which carries out later changes of the models."""
         try:
             self._coordinator.start()
         except FoldserveError as error:
@@ -149,7 +150,8 @@ class _Supervisor:
     def stop(self) -> None:
         """Stop all workers.
 
-        A ready worker drains, and is killed if draining takes too long. A worker that is not ready is killed at once.
+        Ready workers drain first, and are killed only if draining takes too long. Workers that are not ready are killed
+        immediately.
         """
         for number in _STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -159,8 +161,8 @@ class _Supervisor:
             for worker in ready:
                 os.kill(worker.process.pid, UNREADY_SIGNAL)
             time.sleep(self._settings.drain_delay)
-        # After this loop, the kernel accepts no new connection. The workers accept the connections in the queue, then
-        # close the socket.
+        # After this loop, the kernel accepts no new connections. The workers still accept the connections that wait in
+        # the kernel's queue, and then close the socket.
         for listener in self._listeners.all:
             refuse_handshakes(listener)
         time.sleep(HANDSHAKE_SECONDS if ready else 0)
@@ -196,7 +198,7 @@ class _Supervisor:
         return [worker for worker in workers if worker.messages in ready]
 
     def _receive(self, worker: _Worker) -> bool:
-        """Handle one message of a worker. Returns False if the worker is dead.
+        """Handle one message from a worker. Returns False if the worker is dead.
 
         Raises `StartError` if the worker can't start and no worker was ready before.
         """
@@ -244,8 +246,8 @@ class _Supervisor:
         self._crew.remove(dead.member)
         self._questions.remove(dead.member.line)
         dead.member.line.close()
-        # A signal ends this sleep. If another worker dies during this sleep, the supervisor replaces that worker after
-        # the sleep.
+        # A signal interrupts this sleep. If another worker dies during this sleep, the supervisor replaces that worker
+        # after the sleep.
         time.sleep(max(0.0, dead.started + _SECONDS_BETWEEN_STARTS - time.monotonic()))
         self._start_worker()
 

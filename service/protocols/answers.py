@@ -37,8 +37,8 @@ class Answers:
         self._head = orjson.dumps({"model": manifest.name, "version": manifest.version})[:-1]
         self._decision = Decision.of(manifest)
         self._labels = [orjson.dumps(label) for label in manifest.labels]
-        # For each class, the start of the answer for one row that was predicted as this class. The text ends where the
-        # probabilities begin.
+        # For each class, the text of an answer with one row of this class, up to the place where the probabilities
+        # begin.
         self._starts = [b'%b,"predictions":[%b],"probabilities":' % (self._head, label) for label in self._labels]
 
     @cached_property

@@ -56,8 +56,8 @@ class ArrowWriter:
 def _column_of(labels: tuple[Label, ...]) -> tuple[Any, Callable[[Indices], Any]]:
     """Return the Arrow type of the labels, and a function that makes a column from their indices.
 
-    If all labels have the same JSON type, the column has this type. Otherwise, the column contains each label as JSON
-    text.
+    If all labels have the same JSON type, the column has this type. If the labels have different types, the column
+    contains each label as JSON text.
     """
     types = set(map(type, labels))
     if types == {bool}:

@@ -15,8 +15,8 @@ class BodyMemory:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         # A dict from the `id` of each counted body to its size in bytes. Threads add and remove bodies at any time.
-        # Each operation on a dict is atomic, but adding to a number is not atomic. Therefore, the sizes are kept in a
-        # dict instead of a sum.
+        # This object keeps a dict of sizes instead of a sum, because each operation on a dict is atomic, but adding to
+        # a number is not.
         self._sizes: dict[int, int] = {}
 
     @property

@@ -1,8 +1,8 @@
 """Converts the JSON values of boolean and categorical columns to codes.
 
-The code of a boolean is 0 or 1. The code of a category is its index among the categories of the column. If a column had
-texts in the training table, the service reads its texts in the same way as training read them. This module handles
-single columns, not whole rows.
+The code of a boolean is 0 or 1. The code of a category is its index among the categories of the column. If a column
+contained texts in the training table, the service interprets the column's texts by the same rules that were used for
+that table. This module handles single columns, not whole rows.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class TimeColumn:
 class CategoricalColumn:
     """One boolean or categorical column.
 
-    place: the index of the column among all columns. largest: the largest code. For a categorical column, the largest
-    code is the code of an unseen category. misfit: the reason why a value of another type is refused.
+    place: the index of the column among all columns. largest: the largest code; in a categorical column, this is the
+    code of an unseen category. misfit: the reason why a value of another type is refused.
     """
 
     def __init__(self, place: int, feature: Feature, largest: int) -> None:
@@ -98,7 +98,7 @@ class CategoricalColumn:
         # If the feature allows no missing values, a null has no code and stays None. The check of the whole rows, which
         # comes later, then refuses the null.
         known[None] = math.nan if feature.missing else None
-        # A boolean column has no code for an unseen value. So an unknown text in this column is refused.
+        # A boolean column has no code for an unseen value, so an unknown text in a boolean column is refused.
         self._read_boolean = reading.boolean if boolean and reading else None
         if reading and not boolean:
             known = dict.fromkeys(reading.missing_numbers, known[None]) | {str(v): known[v] for v in values} | known

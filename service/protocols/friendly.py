@@ -8,15 +8,15 @@ columns. It may also leave out features that had only one value in training. The
 the left-out features. The query of the URL may ask for another form of the answer.
 
 A category is written as its string or number, a boolean as true or false, and a missing value as null. If a numeric
-column had texts in the training table, the service reads the texts of a request in the same way as training read the
-texts of the table.
+column contained texts in the training table, the service interprets the texts of a request by the same rules that were
+used for that table.
 
 For large requests, the body may be raw float32, little-endian, one row after the other (`application/octet-stream`). In
 raw rows, a category is written as its index, a boolean as 0 or 1, and a missing value as NaN. The answer may also be
 raw float32, or an Arrow stream.
 
-This module decodes the requests of this protocol, and `answers.py` writes its answers. This module does not depend on
-routes, batchers or runtimes.
+This module decodes requests, and `answers.py` writes answers. This module does not depend on routes, batchers or
+runtimes.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ JSON_TYPE = b"application/json"
 # The largest number of warnings in one answer.
 MAX_WARNINGS = 100
 _FLOAT = np.dtype("<f4")
-# If the query asks for a form other than the default, and the answer has more than this number of values, the answer is
-# encoded on a thread.
+# An answer with more than this number of values is encoded on a thread if the query asks for a form other than the
+# default.
 _MANY_NUMBERS = 20_000
 
 _Counted = dict[tuple[Unusual, str], int]
@@ -106,7 +106,7 @@ class FriendlyCodec:
         return request
 
     def for_query(self, query: bytes, /) -> FriendlyCodec:
-        """Return the codec for requests whose URL has this query. Raises `InvalidInput` for a wrong query."""
+        """Return the codec for requests with this query in the URL. Raises `InvalidInput` for a wrong query."""
         options = parse_query(query)
         if (options.named or options.top) and not self._answers.has_classes:
             raise InvalidInput("the query parameters named and top need a model with classes")
@@ -115,7 +115,7 @@ class FriendlyCodec:
         return codec
 
     def _apply(self, options: AnswerOptions, request: DecodedRequest, counted: _Counted, wanted: bytes | None) -> None:
-        """Set the form of the answer to the form that the query asks for.
+        """Change the encoder of `request` so that it writes the answer in the form that the query asks for.
 
         Raises `InvalidInput` if the client wants an answer that is not JSON.
         """
@@ -170,7 +170,7 @@ class FriendlyCodec:
             if some is None:
                 if fast_only:
                     raise SlowBody
-                fast = False  # probably, the next pieces need the slow path too
+                fast = False  # the next pieces probably need the slow path too
                 instances = parse_piece(body, piece)
                 if by_name is None:
                     by_name = not rows.count and type(instances[0]) is dict
@@ -232,8 +232,8 @@ def _count(counted: _Counted, kind: Unusual, names: Iterable[str]) -> None:
 def example(manifest: Manifest) -> list[JsonValue]:
     """Return the first golden row as a client would write it.
 
-    A golden row may contain the code of an unseen category. No category belongs to this code, so the last category is
-    returned instead.
+    A golden row may contain the code of an unseen category. Because no category belongs to this code, this function
+    returns the last category instead.
     """
     return [
         json_value(feature, value) for feature, value in zip(manifest.features, manifest.golden.inputs[0], strict=True)

@@ -1,9 +1,9 @@
 """Parses JSON text. Cuts one long array out of a document, and parses the array in pieces.
 
-A JSON parser blocks the interpreter until the whole document is parsed, and creates an object for each value.
-Therefore, a large body is parsed in steps. Each step then needs little memory and time. First, a scan finds the
-elements of the long array. Then the document is parsed without the elements of the long array. Finally, the elements
-are parsed, one piece at a time.
+A JSON parser blocks the interpreter until the whole document is parsed, and creates an object for each value. This
+module therefore parses a large body in steps that each need little memory and time. First, a scan finds the elements of
+the long array. Second, the rest of the document is parsed without these elements. Finally, the elements of the long
+array are parsed, one piece at a time.
 
 This module does not depend on rows or protocols.
 """
@@ -43,7 +43,7 @@ _MARK_TEXT = orjson.dumps(_MARK)
 
 _QUOTE, _COMMA, _BACKSLASH = b'",\\'
 _R, _F = b"rf"
-# The change of the nesting depth at each kind of bracket.
+# The number that each kind of bracket adds to the nesting depth.
 _STEPS = dict(zip(b"[{]}", (1, 1, -1, -1), strict=True))
 
 
@@ -64,8 +64,8 @@ class Piece(NamedTuple):
 class CutDocument:
     """A document whose long array was cut out.
 
-    around: the parsed document, with a mark in place of the array; `is_cut` recognises the mark. elements: the number
-    of elements in all pieces.
+    around: the parsed document, with a mark in place of the array; `is_cut` recognises the mark. elements: the total
+    number of elements in all pieces.
     """
 
     around: Any
@@ -74,7 +74,7 @@ class CutDocument:
 
 
 def is_cut(value: Any) -> bool:
-    """Return whether `value`, which is a part of `around`, stands for the array that was cut out."""
+    """Return whether `value`, a part of `CutDocument.around`, is the mark in place of the array."""
     return bool(value == [_MARK])
 
 
@@ -125,7 +125,7 @@ def count_commas(body: bytes | bytearray, piece: Piece) -> int:
 
 @dataclass(frozen=True, slots=True)
 class LongArray:
-    """The array to cut out of a document.
+    """Describes the array that `cut` cuts out of a document.
 
     path: the names and indices on the way to the array, for example ("inputs", 0, "data"). max_elements: the largest
     number of elements. noun: the word that error messages use for elements. max_bytes: the largest number of bytes of
@@ -143,9 +143,9 @@ def cut(body: bytes | bytearray, array: LongArray) -> CutDocument:
     """Cut an array out of a document.
 
     This function does not parse the pieces. The body is valid JSON if `is_cut` finds the array and `parse_piece`
-    accepts every piece. If the body is valid JSON, the pieces hold the elements of the array that `is_cut` has found.
-    The mark in `around` proves that an array is valid at this place. Inside an array, JSON allows any elements,
-    separated by commas.
+    accepts every piece. If the body is valid JSON, the pieces hold the elements of the array that `is_cut` has found. A
+    mark in `around` proves that JSON allows an array at the place of the mark. Inside an array, JSON allows any
+    elements, separated by commas.
 
     Raises `InvalidInput` if a long array is not closed, has too many elements, or has an element that is too large.
     Also raises `InvalidInput` if the document around the array is too large or is not JSON.
@@ -169,14 +169,14 @@ def cut(body: bytes | bytearray, array: LongArray) -> CutDocument:
             if elements > array.max_elements:
                 raise InvalidInput(f'"{name}" has more {array.noun} than the {array.max_elements} that are allowed')
         elif pieces:
-            raise _invalid_at(_characters(body, 0, piece.end))  # a comma follows the last element
+            raise _invalid_at(_characters(body, 0, piece.end))  # the array ends with a comma
         if body[after] != _COMMA:
             return CutDocument(_parse_around(body, start, after, end), pieces, elements)
         place = after + 1
 
 
 def _parse_around(body: bytes | bytearray, start: int, stop: int, end: int) -> Any:
-    """Parse the document with a mark in place of the elements, `body[start:stop]`."""
+    """Parse the document, with a mark instead of the elements in `body[start:stop]`."""
     if end - stop > MAX_AROUND:
         raise InvalidInput(f"the JSON has more than {MAX_AROUND} bytes after its rows")
     try:
@@ -228,9 +228,10 @@ def _name(text: bytes) -> str:
 
 
 def _next_piece(body: bytes | bytearray, start: int, end: int, array: LongArray) -> tuple[Piece | None, int]:
-    """Return the piece that begins at `start`, and the place of the comma or of the `]` after the piece.
+    """Return the piece that begins at `start`, and the offset of the `,` or `]` that follows the piece.
 
-    The piece is None if its first element is too large. Raises `InvalidInput` if the array is not closed.
+    Returns None instead of the piece if the first element is too large. Raises `InvalidInput` if the array is not
+    closed.
     """
     size = array.piece_bytes
     while True:
@@ -251,10 +252,10 @@ def _next_piece(body: bytes | bytearray, start: int, end: int, array: LongArray)
 
 
 def _scan(body: bytes | bytearray, start: int, stop: int) -> tuple[Piece, int] | None:
-    """Find the last element that ends in `body[start:stop]`. An element begins at `start`.
+    """Find the last element that ends in `body[start:stop]`. The first element begins at `start`.
 
-    Returns the piece that ends with this element. Also returns the place where the search for the next comma or `]`
-    begins. Returns None if no element ends in `body[start:stop]`.
+    Returns the piece that ends with this element, and the offset from which to search for the next `,` or `]`. Returns
+    None if no element ends in `body[start:stop]`.
     """
     text = np.frombuffer(body, np.uint8, stop - start, start)
     quotes = _quotes(text) if body.find(b'"', start, stop) >= 0 else None

@@ -34,10 +34,10 @@ class ColumnNames:
         self._left_out = frozenset(manifest.ignored)
 
     def match(self, names: Collection[str], where: str) -> tuple[set[str], set[str]]:
-        """Return the names that training left out, and the constant features that `names` lacks.
+        """Return the given names that training left out, and the constant features that are not in `names`.
 
-        where: the part of the request that has the names, for the error message. Raises `InvalidInput` if `names` and
-        the features differ in any other way.
+        where: a text that tells which part of the request contains the names, for the error message. Raises
+        `InvalidInput` if `names` and the features differ in any other way.
         """
         given = set(names)
         ignored, filled = given - self.set, set(self.set - given)
@@ -57,7 +57,7 @@ class ColumnNames:
 
 
 def _printable(place: int, name: str) -> str:
-    """Return the name of a member if the name is short and plain, or else the number of the member.
+    """Return the name of a JSON member if the name is short and plain; otherwise, return the number of the member.
 
     An error message never repeats a value of a request. The name of a member is not a value, and users need the name to
     find a spelling mistake. A plain name has only letters, digits, blanks, `_`, `-` and `.`, so a message never

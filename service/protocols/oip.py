@@ -62,8 +62,8 @@ _MAX_COLUMN_BYTES = 4 * 2**20
 # The largest number of JSON values that one tensor may have besides its data, such as the name and the shape.
 _MAX_MEMBERS = 32
 
-# The largest number of digits in Inference-Header-Content-Length. Python needs much time to convert thousands of digits
-# to an int.
+# The largest number of digits in Inference-Header-Content-Length. A limit is needed because Python takes long to
+# convert thousands of digits to an int.
 _MAX_DIGITS = 18
 # A codec remembers at most `_MAX_KNOWN` JSON texts that come before binary rows. Only texts of at most
 # `_MAX_KNOWN_BYTES` bytes are remembered.
@@ -101,7 +101,7 @@ class OipCodec:
         # column may also have tensors for columns that training left out.
         columns = width + len(manifest.ignored)
         self._tensors = LongArray(("inputs",), "tensors", columns, _MAX_COLUMN_BYTES, piece_bytes)
-        self._known: dict[bytes, _Known] = {}  # the keys are JSON texts; a text with an id is not stored
+        self._known: dict[bytes, _Known] = {}  # the keys are JSON texts without an id
         self._one_tensor = re.compile(rb'"name"\s*:\s*' + re.escape(orjson.dumps(self._input)))
 
     def decode(self, headers: Headers, body: bytes | bytearray, *, fast_only: bool = False) -> DecodedRequest:
@@ -131,7 +131,7 @@ class OipCodec:
         return self._with_rows(document.around, tail, head, document, fast_only=fast_only)
 
     def _cut_tensor(self, head: bytes | bytearray) -> CutDocument | None:
-        """Cut the data of the one tensor out of a large JSON text. Return None if the text has other tensors."""
+        """Cut the data of the only tensor out of a large JSON text. Return None if the text has other tensors."""
         try:
             document = cut(head, self._array)
         except InvalidInput:
@@ -153,17 +153,17 @@ class OipCodec:
         return self._with_answer(request, *self._column_tensors.read(tensors, tail))
 
     def _parse_tensors(self, head: bytes | bytearray, piece: Piece) -> list[Any]:
-        """Parse the tensors of a piece. Raises `InvalidInput` if a column may have more rows than allowed."""
+        """Parse the tensors in a piece. Raises `InvalidInput` if a column may have more rows than allowed."""
         most = piece.elements * (self._column_tensors.max_rows + _MAX_MEMBERS)
         if piece.brackets > 2 * most or count_commas(head, piece) > most:
             raise InvalidInput(f'"inputs" has more rows than the {self._column_tensors.max_rows} that are allowed')
         return parse_piece(head, piece)
 
     def for_query(self, query: bytes, /) -> OipCodec:
-        """Return the codec for requests whose URL has this query.
+        """Return the codec for requests with this query in the URL.
 
-        This protocol has no query parameters. Parameters of the friendly protocol raise `InvalidInput`, because these
-        parameters would have no effect. Unknown parameters are ignored, because a client may send them for a proxy.
+        This protocol defines no query parameters. The parameters of the friendly protocol raise `InvalidInput`, because
+        they would have no effect here. Unknown parameters are ignored, because a client may send them for a proxy.
         """
         if any(part.partition(b"=")[0] in NAMES for part in query.split(b"&")):
             raise InvalidInput("named, top and warnings are query parameters of /v1/models/...:predict only")
@@ -249,6 +249,6 @@ class OipCodec:
 
 
 def _has_one_tensor(request: Any, name: str) -> bool:
-    """Return whether a parsed request has exactly one tensor and this tensor has the name `name`."""
+    """Return whether a parsed request has exactly one tensor, and this tensor is named `name`."""
     tensors = request.get("inputs") if type(request) is dict else None
     return type(tensors) is list and len(tensors) == 1 and type(tensors[0]) is dict and tensors[0].get("name") == name

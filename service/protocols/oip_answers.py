@@ -1,9 +1,9 @@
 """Writes the answers of the Open Inference Protocol: the tensors that a request asks for, as JSON or in binary.
 
 A request may ask for the output of the model, for `label`, or for both. `label` is the predicted label as a text. The
-predicted label depends on the decision threshold of the model. With the classification extension, the answer has the
-best classes of each row instead of the outputs. This module needs the outputs of the model and the options of the
-request, but not the rows.
+predicted label depends on the decision threshold of the model. If a request uses the classification extension, the
+answer contains the best classes of each row instead of the outputs. This module needs the outputs of the model and the
+options of the request, but not the rows.
 
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_classification.md
 """
@@ -49,7 +49,7 @@ class OipAnswers:
         self._output = manifest.output.name
         self._start = orjson.dumps(self._model)[:-1]
         self.json = partial(self._json, self._start)  # encodes the answer to a request without options
-        # The JSON text of the output tensor before its shape, for answers that have only this tensor.
+        # The JSON text of the output tensor up to its shape, for answers that contain only this tensor.
         self._tensor_start = orjson.dumps({"name": self._output, "datatype": "FP32"})[:-1]
         self._decision = Decision.of(manifest)
         self._has_classes = bool(manifest.labels)
@@ -126,7 +126,7 @@ class OipAnswers:
         return [self._decision.names[i] for i in self._decision.classes(outputs).tolist()]
 
     def _best_classes(self, outputs: Outputs, count: int) -> list[str]:
-        """Return the best classes, one row after the other, each as `value:index:label`."""
+        """Return the best classes of each row as texts `value:index:label`, one row after the other."""
         names = self._decision.names
         best = self._decision.best_classes(outputs, count)
         values = np.take_along_axis(outputs, best, axis=1)

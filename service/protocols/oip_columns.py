@@ -2,9 +2,9 @@
 
 Clients of KServe and MLServer send one tensor for each column of a table. The values of a tensor have the same form as
 in the friendly protocol. A category is written as its text or number, and a boolean as true or false. A missing value
-is null in JSON, and NaN in binary. The service reads each text in the same way as training read the texts of the table.
-This module turns the tensors of a request into rows. This module does not depend on other parts of the request, or on
-the answer.
+is null in JSON, and NaN in binary. The service interprets a text by the same rules that were used for the training
+table. This module turns the tensors of a request into rows. This module does not depend on other parts of the request,
+or on the answer.
 
 https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md#tensor-data-types
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
@@ -31,7 +31,7 @@ from foldserve.service.protocols.oip_tensors import DTYPES, checked_numbers
 from foldserve.service.protocols.rows import Columns
 
 _TEXT = "BYTES"
-# A text in binary begins with its length in bytes.
+# In binary, each text comes after its length in bytes.
 _LENGTH = struct.Struct("<I")
 
 
@@ -53,7 +53,7 @@ class ColumnTensors:
         `InvalidInput`.
         """
         table = _Table(self)
-        for tensor in tensors:  # a large request yields one tensor at a time, to save memory
+        for tensor in tensors:  # for a large request, `tensors` yields one tensor at a time to save memory
             table.add(tensor)
         return table.finish(content)
 
@@ -95,7 +95,7 @@ class _Table:
     def finish(self, content: memoryview | None) -> tuple[Rows, Counter[tuple[Unusual, str]]]:
         """Return the rows, and the counts that `ColumnTensors.read` describes.
 
-        content: the bytes after the JSON, or None.
+        content: the bytes after the JSON; None if no header gives the length of the JSON.
         """
         model = self._model
         ignored, filled = model.names.match(self._read.keys(), model.where)
@@ -122,7 +122,7 @@ class _Table:
         self._count = int(sizes[0])
 
     def _read_binary(self, content: memoryview | None) -> None:
-        """Read the bytes of the binary tensors. The bytes are in the order of the tensors."""
+        """Read the bytes of the binary tensors, which are in the order of the tensors."""
         start = 0
         for name, datatype, size in self._binary:
             if content is None:
@@ -149,7 +149,7 @@ class _Column:
 
     def read(self, values: list[Any]) -> Rows:
         """Return the values of the column as float32 [rows]. Raises `InvalidInput`."""
-        if self._is_boolean:  # if values are missing, a data frame stores booleans as numbers
+        if self._is_boolean:  # a data frame stores booleans as numbers if values are missing
             values = [value == 1 if type(value) in (int, float) and value in (0, 1) else value for value in values]
         return self._columns.from_json_values(values)[:, 0]
 

@@ -55,7 +55,7 @@ def configuration(manifest: Manifest, max_rows: int) -> dict[str, Any]:
 def statistics(manifest: Manifest, totals: Totals) -> dict[str, Any]:
     """Return the statistics of one model: counts of requests, and their times in nanoseconds.
 
-    A run computes the rows of several requests, so the time of one request in a run is unknown. So the time of
+    A run computes the rows of several requests, so the time of a single request is unknown, and the time of
     `compute_infer` is the total time of all runs. The count of `compute_infer` is the number of successful requests, as
     the protocol requires.
     """

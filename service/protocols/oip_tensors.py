@@ -43,7 +43,7 @@ class InputTensor:
         self._max_rows = max_rows
 
     def rows_in(self, shape: Any) -> int:
-        """Return the number of rows that a shape gives. Raises `InvalidInput` for a wrong shape."""
+        """Return the number of rows in a shape. Raises `InvalidInput` for a wrong shape."""
         width = self._columns.width
         if type(shape) is not list or not set(map(type, shape)) <= {int}:
             raise InvalidInput(f"the shape of {self._name!r} is not an array of integers")
@@ -96,7 +96,7 @@ class InputTensor:
             elif fast_only:
                 raise SlowBody
             else:
-                fast = False  # probably, the next pieces need the slow path too
+                fast = False  # the next pieces probably need the slow path too
                 values = parse_piece(body, piece)
                 values = rest + (self._flat(values, count) if nested else values)
                 whole = len(values) // width * width
@@ -149,7 +149,7 @@ class InputTensor:
     def from_binary(self, content: memoryview | None, size: Any, datatype: str, count: int) -> Rows:
         """Read `count` rows from the bytes after the JSON.
 
-        size: the parameter binary_data_size. Raises `InvalidInput`.
+        size: the value of the parameter binary_data_size. Raises `InvalidInput`.
         """
         dtype, width = DTYPES[datatype], self._columns.width
         if content is None:
@@ -178,8 +178,8 @@ class InputTensor:
 def checked_numbers(name: str, values: list[Any], datatype: str) -> list[Any]:
     """Return numbers from JSON if they fit a datatype. name: the name of the tensor, for the message.
 
-    Raises `InvalidInput`. A value of BOOL may be true, false, 0 or 1, and this function returns 0 or 1 for it. This
-    function does not check the limits of FP16 and BF16.
+    Raises `InvalidInput`. If the datatype is BOOL, each value must be true, false, 0 or 1, and is returned as 0 or 1.
+    This function does not check the limits of FP16 and BF16.
     """
     if datatype == "BOOL":
         if not all(type(value) is bool or (type(value) is int and value in (0, 1)) for value in values):

@@ -1,4 +1,4 @@
-"""The query of a prediction request: the parameters that change the form of the answer.
+"""Parses the query of a prediction request, whose parameters change the form of the answer.
 
 This module does not depend on rows or outputs.
 """
@@ -21,9 +21,10 @@ _COUNT = re.compile(rb"[1-9][0-9]{0,8}")
 class AnswerOptions:
     """The form of an answer.
 
-    named: whether the probabilities of a row are an object with the names of the classes as keys. top: the number of
-    classes in the answer for each row, the most probable class first. If `top` is None, the answer has all classes, in
-    the order of the labels. warnings: whether the answer lists the values that training has not seen.
+    named: whether the probabilities of a row are an object with the names of the classes as keys. top: the answer
+    contains this number of classes for each row, starting with the most probable class. If `top` is None, the answer
+    has all classes, in the order of the labels. warnings: whether the answer lists the values that training has not
+    seen.
     """
 
     named: bool = False

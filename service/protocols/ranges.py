@@ -1,7 +1,6 @@
 """Finds the values of a request that are outside the training ranges of the features of one model.
 
-The rows that this module gets were already checked in `rows.py`. This module does not depend on the format of the
-request.
+`rows.py` checks the rows before this module gets them. This module does not depend on the format of the request.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _COMPARED = 1024
 class Ranges:
     """The smallest and the largest value of each feature in the training rows.
 
-    The range of a categorical feature contains all known categories. So only the code of an unseen category is outside
+    The range of a categorical feature contains all known categories, so only the code of an unseen category is outside
     the range. A missing value is never outside the range.
     """
 
@@ -54,7 +53,7 @@ class Ranges:
     def count_bytes(self, rows: bytes) -> Counts:
         """Count the values outside their ranges.
 
-        rows: the float32 values of any number of rows, one row after the other.
+        rows: the bytes of any number of rows of float32 values, one row after the other.
         """
         return self.count(np.frombuffer(rows, np.float32).reshape(-1, len(self._features))) or {}
 
@@ -75,10 +74,10 @@ class Ranges:
         return entries, found
 
     def _steps(self, rows: Rows) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
-        """Check `rows` in steps, and yield each step that has a value outside its range.
+        """Check `rows` in steps of several rows, and yield the steps in which a value is outside its range.
 
-        A step is given as the index of its first row, and a bool array [rows, features] that is True where a value is
-        outside its range.
+        For each such step, yields the index of its first row, and a bool array [rows, features] that is True where a
+        value is outside its range.
         """
         step = max(1, _STEP // len(self._features))
         for start in range(0, len(rows), step):
@@ -103,8 +102,8 @@ class Ranges:
     def _count_columns(self, outside: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         """Count the True values in each column of `outside`, the bool array of one step.
 
-        NumPy adds a few long rows of bytes ten times as fast as many short rows, so short rows are joined to long rows.
-        One step has fewer than 256 long rows, so each sum fits into a byte.
+        NumPy sums a few long rows of bytes ten times as fast as many short rows, so this function joins short rows into
+        long rows. One step has fewer than 256 long rows, so each sum fits into a byte.
         """
         whole = len(outside) - len(outside) % self._repeats
         long = outside[:whole].view(np.uint8).reshape(-1, self._many_low.size)

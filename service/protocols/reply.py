@@ -55,7 +55,7 @@ STATUS: dict[type[errors.RequestError], tuple[int, str]] = {
 
 @dataclass(slots=True)
 class Reply:
-    """One whole answer. The code that writes the answer adds `content-length`."""
+    """A complete answer, except the header `content-length`, which is added when the answer is written."""
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]

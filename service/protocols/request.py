@@ -19,8 +19,8 @@ class DecodedRequest:
     """The rows of one request, the encoder of its answer, and its deadline.
 
     timeout: the time until the deadline, in seconds. counts: the numbers of unusual values for the metrics; None if the
-    request has no unusual values. encodes_slowly: whether a thread should encode the answer, because encoding takes
-    long. identity: the id that the client has given to the request; None without an id.
+    request has no unusual values. encodes_slowly: whether encoding the answer takes so long that a thread should do it.
+    identity: the id that the client has given to the request; None if the request has no id.
     """
 
     rows: Rows

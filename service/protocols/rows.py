@@ -70,8 +70,8 @@ class Columns:
     def from_json_values(self, values: list[Any], first_row: int = 0, *, booleans: bool = True) -> Rows:
         """Read the values of whole rows, one row after the other, as float32 [rows, features].
 
-        A boolean is given as true or false, a category as its string or number, and a missing value as None. The
-        function reads each text in the same way as training read the texts of the table. first_row: the index of the
+        A boolean is given as true or false, a category as its string or number, and a missing value as None. This
+        function interprets a text by the same rules that were used for the training table. first_row: the index of the
         first row in the request. booleans: whether a value may be true or false. Raises `InvalidInput`.
         """
         if len(values) == self.width:  # most requests have only one row, and slices would be slower for one row
@@ -88,7 +88,7 @@ class Columns:
         """Read the numbers of whole rows, one row after the other, as float32 [rows, features].
 
         Booleans and categories are codes, and a missing value is None. first_row: the index of the first row in the
-        request. booleans: whether `values` may contain true or false. This function refuses true and false. Raises
+        request. booleans: whether `values` may contain true or false, which this function refuses. Raises
         `InvalidInput`.
         """
         rows = self._from_json_numbers(values, first_row, booleans=booleans)
@@ -134,8 +134,8 @@ class Columns:
         *,
         booleans: bool,
     ) -> Rows:
-        # `_packed` refuses every value that is neither a number nor a boolean. So if `values` has no booleans, the
-        # types of the values need no check.
+        # If `values` has no booleans, the types of the values need no check here, because `_packed` refuses every value
+        # that is neither a number nor a boolean.
         if not booleans and (rows := self._packed(values)) is not None:
             return rows
         types = set(map(type, values))
@@ -236,7 +236,7 @@ class Columns:
 
 
 def _are_finite(rows: Rows) -> bool:
-    # If there are few rows, a search in the bytes takes only a third of the time that `all` takes.
+    # For few rows, searching the bytes for a zero takes only a third of the time of `all`.
     return b"\0" not in np.isfinite(rows).tobytes()
 
 

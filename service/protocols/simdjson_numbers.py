@@ -2,7 +2,7 @@
 
 docs/json.md has the measurements that justify this module. This module does not depend on features or protocols. This
 module never gives a whole request to simdjson, which counts the elements of an array only up to 2**24 - 1. If an array
-is longer, pysimdjson's `as_list`, `as_dict`, `items`, `values` and slices write past the end of a list. So this module
+is longer, pysimdjson's `as_list`, `as_dict`, `items`, `values` and slices write past the end of a list, so this module
 uses only `parse`, `len`, iteration and `as_buffer`. In addition, the module refuses every text that is long enough to
 contain 2**24 elements.
 """
@@ -18,7 +18,8 @@ import simdjson
 
 from foldserve.service.protocols.json_text import Piece, in_brackets
 
-# An array of 2**24 elements has 2**24 - 1 commas, and at least as many digits.
+# A text of this size is too short for an array of 2**24 elements, which has 2**24 - 1 commas and at least as many
+# digits.
 _MAX_TEXT = 2**24
 # A parser keeps memory: many times the size of the longest text that it has parsed. A text above this size gets a new
 # parser, which is used only once.
@@ -64,8 +65,8 @@ def _flatten(array: Any, elements: int, width: int | None) -> npt.NDArray[np.flo
     With a width, the array has `elements` inner arrays of `width` numbers each. `as_buffer` raises an error unless
     every innermost value is a number. `as_buffer` also flattens nested arrays, so this function checks the shape by
     counting. `len(array)` must be the number of elements. The `len` of each element must be `width`; `len` raises an
-    error for a number. The caller has checked that the piece has one `[` and one `]` for each element. So an element
-    contains only numbers, and no other array.
+    error for a number. The caller has checked that the piece has only one `[` and one `]` for each element, so an
+    element contains only numbers and no other array.
     """
     numbers = np.frombuffer(array.as_buffer(of_type="d"))
     if len(array) != elements or numbers.size != elements * (1 if width is None else width):

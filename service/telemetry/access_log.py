@@ -27,7 +27,7 @@ _LOGGER = "foldserve.access"
 class AccessLog:
     """Writes the lines of one process to standard error. An `AccessLog` is a sink of records.
 
-    limit: the limit for the number of lines per second, for requests with a status below 400.
+    limit: limits the number of lines per second for requests with a status below 400.
     """
 
     keeps_errors = True
@@ -38,7 +38,7 @@ class AccessLog:
         # For each line that is not written yet: the time, the record and the number of skipped requests.
         self._waiting: list[tuple[float, Record | None, int]] = []
         self._skipped = 0
-        atexit.register(self.close)  # writes the lines that still wait when the process ends
+        atexit.register(self.close)  # when the process ends, writes the lines that still wait
 
     def add(self, record: Record) -> None:
         """Add a line. `_write` formats the line later, because formatting many lines at once takes less time."""
@@ -48,7 +48,7 @@ class AccessLog:
         self._waiting.append((time.time(), record, skipped))
 
     def skip(self, count: int) -> None:
-        """Count requests that the log leaves out. The next line contains their number."""
+        """Count requests that the log leaves out, so that the next line can contain their number."""
         self._skipped += count
 
     def report(self) -> None:

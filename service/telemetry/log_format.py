@@ -1,9 +1,9 @@
-"""The two formats of all logs: `console` for people, and `json` for programs.
+"""The two formats of the log: `console` for people, and `json` for programs.
 
 This module decides which characters may occur in a log line.
 
-Each line of the JSON format is one JSON object. Its time is in UTC, in the format of RFC 3339. No line contains a
-control character or a character outside ASCII, so a client can't add a line to the log.
+In the JSON format, each line is one JSON object that contains the time in UTC, in the format of RFC 3339. No line
+contains a control character or a character outside ASCII, so a client can't add a line to the log.
 """
 
 from __future__ import annotations

@@ -45,11 +45,10 @@ log = logging.getLogger("foldserve")
 
 # When the server stops, it waits at most this number of seconds until the last spans and metrics are sent.
 _FLUSH_SECONDS = 3.0
-# The largest number of traces that may be sent directly one after the other. Further traces are spread evenly over
-# time.
+# The largest number of traces that may be sent in one burst. Further traces are spread evenly over time.
 _BURST = 10
-# A request that the sampler rejects takes much less time than a trace that is sent. So 20 rejected requests count as
-# much as one trace.
+# Twenty requests that the sampler rejects count as much as one trace, because rejecting a request takes much less time
+# than sending a trace.
 _UNSAMPLED_SHARE = 0.95
 _PROTOCOL = "http/protobuf"
 
@@ -160,7 +159,7 @@ class Traces:
         span.end(_nanoseconds(record.ended or record.began, offset))
 
     def skip(self, count: int) -> None:
-        """Count requests for which no trace is sent. The next trace contains their number."""
+        """Count requests for which no trace is sent, so that the next trace can contain their number."""
         self._skipped += count
 
     def report(self) -> None:
@@ -199,7 +198,7 @@ def _steps(record: Record) -> Iterator[tuple[str, float, float]]:
 
 
 def _parent_context(record: Record) -> Context:
-    """Return an OpenTelemetry context that contains the client's span. It is empty if the client sent no span."""
+    """Return an OpenTelemetry context with the client's span, or an empty context if the client sent no span."""
     parent = record.parent
     if parent is None:
         return Context()
@@ -253,21 +252,21 @@ def _attributes(record: Record, route: str) -> dict[str, str | int]:
 
 
 def _nanoseconds(seconds: float, offset: int) -> int:
-    """Turn a time of `time.monotonic` into a Unix time. offset: the difference between the two clocks."""
+    """Convert a monotonic time in seconds to a Unix time in nanoseconds, by adding `offset` nanoseconds."""
     return int(seconds * 1e9) + offset
 
 
 class _Ids(IdGenerator):
     """Generates identifiers of spans.
 
-    The next span gets the identifiers of a record; other spans get random identifiers.
+    After a call of `use`, the next span gets the identifiers of a record; other spans get random identifiers.
     """
 
     def __init__(self) -> None:
         self._trace_id = self._span_id = 0
 
     def use(self, trace_id: int, span_id: int) -> None:
-        """Set the identifiers that the next span gets."""
+        """Set the identifiers for the next span."""
         self._trace_id, self._span_id = trace_id, span_id
 
     def generate_trace_id(self) -> int:
@@ -275,18 +274,15 @@ class _Ids(IdGenerator):
         return self._trace_id
 
     def generate_span_id(self) -> int:
-        """Return the span identifier of the record in the first call after `use`.
-
-        Later calls return random identifiers.
-        """
+        """Return the span identifier of the record in the first call after `use`, and a random one in later calls."""
         span_id, self._span_id = self._span_id, 0
         return span_id or random.getrandbits(64) or 1  # nosec B311
 
     def is_trace_id_random(self) -> bool:
         """Return True.
 
-        The SDK calls this method only for a trace without a parent. If a trace has no parent, `Record.trace_id` makes a
-        random identifier.
+        The SDK calls this method only for traces without a parent, and `Record.trace_id` makes random identifiers for
+        such traces.
         """
         return True
 

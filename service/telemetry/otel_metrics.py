@@ -1,7 +1,7 @@
 """Sends the metrics of one process to a collector. The metrics have the same names and labels as in /metrics.
 
-The Prometheus client already counts everything. Therefore, this module converts the samples of that client, instead of
-counting with OpenTelemetry.
+This module converts the samples of the Prometheus client instead of counting with OpenTelemetry, because the Prometheus
+client already counts everything.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 log = logging.getLogger("foldserve")
 
 _CUMULATIVE = AggregationTemporality.CUMULATIVE
-_DEFAULT_INTERVAL = "60000"  # milliseconds, the default in the specification of OpenTelemetry
+_DEFAULT_INTERVAL = "60000"  # in milliseconds; the specification of OpenTelemetry defines this default
 
 
 class Sample(Protocol):
@@ -58,8 +58,8 @@ class Family(Protocol):
 class Report:
     """Logs one message with the reason when the collector stops answering, and one when the collector answers again.
 
-    what: the word that the messages use for the sent items, such as spans. logger: the name of the exporter's own
-    logger; its messages are suppressed, because they would fill the log.
+    what: the word for the sent items in the messages, such as `spans`. logger: the name of the exporter's own logger;
+    its messages are suppressed, because they would fill the log.
     """
 
     def __init__(self, what: str, logger: str) -> None:
@@ -114,7 +114,7 @@ class MetricsExport:
             try:
                 metrics = convert(self._families(), self._started, time.time_ns())
                 result = self._exporter.export(self._of_resource(metrics))
-            except Exception:  # after any error, the next export may succeed
+            except Exception:  # any error is only logged, because the next export may succeed
                 log.exception("internal error")
             else:
                 self._report.note(len(metrics), success=result is MetricExportResult.SUCCESS)
@@ -159,7 +159,7 @@ def _numbers(samples: Iterable[Sample], start: int, now: int) -> list[NumberData
 
 
 def _histogram(samples: Iterable[Sample], start: int, now: int) -> list[HistogramDataPoint]:
-    """Convert the samples of a histogram. Each series has one sample per bucket, then its count and its sum."""
+    """Convert the samples of a histogram. Each series consists of one sample per bucket, a count and a sum."""
     points = []
     series: dict[tuple[tuple[str, str], ...], dict[str, list[tuple[float, float]]]] = {}
     for sample in samples:

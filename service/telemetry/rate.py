@@ -18,7 +18,7 @@ class RateLimit:
         self.next = 0.0
 
     def take(self, now: float) -> bool:
-        """Return whether an event may happen now. If the event may happen, count the event.
+        """Return whether an event may happen now, and count the event if it may.
 
         now: the time in seconds, which must not be less than in the previous call.
         """
@@ -28,5 +28,5 @@ class RateLimit:
         return True
 
     def give_back(self, share: float) -> None:
-        """Let the last event count only as `1 - share` of an event, so that the next event may happen earlier."""
+        """Count the last event as only `1 - share` of an event, so that the next event may happen earlier."""
         self.next -= self._interval * share

@@ -55,18 +55,18 @@ class Record:
     All times come from `time.monotonic`. The time of a step is None if the request has not reached the step.
 
     request_id: the identifier from X-Request-Id, or a new identifier. body_id: the `id` in the body of a request of the
-    Open Inference Protocol. method, url: the text `-` if the request can't be read. client: the address of the client.
-    secure: whether the connection uses TLS. model, version, protocol: empty if the request did not reach a model.
-    began: the time when the whole request had arrived. If the app itself reads the body, `began` is the time when the
-    head had arrived. decoding, decoded: the times when the decoding began and ended. ran_from, ran_to: the times when
-    the run began and ended. ended: the time when the encoding ended. From `decoded` to `ran_from`, the rows wait in the
-    queue. The encoding begins at `ran_to`. sinks: the sinks that get the record even if the request succeeds. rows: the
-    number of rows; None if the number is not known. reason: the reason for an error, with the same texts as in the
-    metric foldserve_rejected_total.
+    Open Inference Protocol. method, url: from the request line; each is the text `-` if the request can't be read.
+    client: the address of the client. secure: whether the connection uses TLS. model, version, protocol: empty if the
+    request did not reach a model. began: the time when the whole request had arrived. If the app itself reads the body,
+    `began` is the time when the head had arrived. decoding, decoded: the times when the decoding began and ended.
+    ran_from, ran_to: the times when the run began and ended. ended: the time when the encoding ended. From `decoded` to
+    `ran_from`, the rows wait in the queue. The encoding begins at `ran_to`. sinks: the sinks that get the record even
+    if the request succeeds. rows: the number of rows; None if the number is not known. reason: the reason for an error,
+    as one of the texts that the metric foldserve_rejected_total also uses.
     """
 
-    # These class attributes are the default values of the attributes of a record. Assigning all of them for each
-    # request would take longer than the rest of the constructor.
+    # The default values of the attributes are class attributes, because assigning all of them for each request would
+    # take longer than the rest of the constructor.
     model = version = protocol = body_id = ""
     rows: int | None = None
     status = 0
@@ -128,7 +128,7 @@ def note_error(error: BaseException) -> None:
 
 
 class Sink(Protocol):
-    """Receives finished records. The access log is a sink.
+    """Receives finished records; for example, the access log is a sink.
 
     limit: limits how many records per second the sink gets. keeps_errors: whether the sink gets the record of every
     request that fails, even above `limit`.
@@ -144,7 +144,7 @@ class Sink(Protocol):
         """Add `count` to the number of requests whose records this sink does not get."""
 
     def report(self) -> None:
-        """Report the number of skipped requests now, without a record."""
+        """Report the number of skipped requests now, instead of waiting for the next record."""
 
     def close(self) -> None:
         """Send or write all records that wait. This call may block for some seconds."""
@@ -154,9 +154,9 @@ class Observer:
     """Decides which requests have a record, and passes each finished record to its sinks.
 
     While the server is busy, most requests have no record, because recording takes much of the time of a request. The
-    sinks get the number of requests without a record. Call all methods except `close` on the same event loop.
+    observer tells the sinks how many requests had no record. Call all methods except `close` on the same event loop.
 
-    next: the sinks take no records of successful requests that begin before this time, so a request that begins earlier
+    next: before this time, the sinks take no records of successful requests, so a request that begins before this time
     needs a record only if it fails. skipped: the number of requests without a record since the last report to the
     sinks; the caller increases this number. make_id: a function that makes the identifier of a request without a
     record.

@@ -32,19 +32,20 @@ class ErrorBody(BaseModel):
 class _NameConvertor(StringConvertor):
     """The name of a model in a path.
 
-    A name can't contain a colon, so `name:predict` is not read as a name. Therefore, a GET request for it gets a 405.
+    A name can't contain a colon, so `name:predict` in a path matches only the POST route for predictions, and a GET
+    request for such a path gets a 405.
     """
 
     regex = "[^/:]+"
 
 
 def register_name_convertor() -> None:
-    """Let the paths of routes contain `{model:name}`."""
+    """Allow `{model:name}` in the paths of routes."""
     register_url_convertor("name", _NameConvertor())
 
 
 def requires(scope: Scope) -> Callable[[_Handler], _Handler]:
-    """Return a decorator for the handler of a route, or for a mounted app. It declares the scope that clients need."""
+    """Return a decorator that declares the scope that clients need for a route handler or a mounted app."""
 
     def declare(handler: _Handler) -> _Handler:
         handler.required_scope = scope  # type: ignore[attr-defined]
@@ -153,7 +154,7 @@ async def answer(request: Request, find: Callable[[], Endpoint]) -> Response:
     # referred to the body, the traceback of an error would keep the body in memory.
     answering = find().for_query(query).answer(dict(request.headers.raw), body.pop(), current_record.get())
     reply = asyncio.ensure_future(answering)
-    disconnect = asyncio.ensure_future(request.receive())  # after the body, the only message is a disconnect
+    disconnect = asyncio.ensure_future(request.receive())  # after the body, `receive` returns only a disconnect
     await asyncio.wait({reply, disconnect}, return_when=asyncio.FIRST_COMPLETED)
     disconnect.cancel()
     if not reply.done():

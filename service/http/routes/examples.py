@@ -21,8 +21,8 @@ _MAX_MODELS = 50
 # If a model has more features than this number, the document does not describe each feature, and the examples contain
 # no feature names.
 _MAX_DESCRIBED = 256
-# This bound is the largest float32 plus half of the step between two float32 numbers of this size. A number below this
-# bound is rounded to a finite float32.
+# The largest float32, plus half the distance between neighbouring float32 numbers of this size. A number below
+# _OVERFLOW is rounded to a finite float32.
 _OVERFLOW = float(2**128 - 2**103)
 _JSON_TYPES = {str: "string", bool: "boolean", int: "number", float: "number"}
 
@@ -49,16 +49,16 @@ def describe(document: dict[str, Any], repository: Repository) -> None:
 
 
 def _current_models(repository: Repository, shown: Model) -> list[Model]:
-    """Return the active version of each model. The model `shown` comes first."""
+    """Return the active version of each model, starting with the model `shown`."""
     versions = map(repository.model, repository.names())
     current = (each.by_number[each.current] for each in versions if each.current is not None)
     return [shown, *(model for model in current if isinstance(model, Model) and model is not shown)]
 
 
 def _describe_parameters(document: dict[str, Any], names: list[str], version: int) -> None:
-    """List the names of the models in each path that has a parameter for a model.
+    """List the names of the models at each path parameter that takes a model.
 
-    Then /docs offers these names as choices, and preselects the first name.
+    The page at /docs offers the listed names as choices, and preselects the first name.
     """
     for path, operations in document["paths"].items():
         for operation in operations.values():

@@ -69,7 +69,7 @@ def router(service: Service, server: tuple[str, str]) -> APIRouter:
     repository, metrics = service.repository, service.metrics
     if isinstance(metrics, PrometheusMetrics):  # the statistics are computed from the metrics
         _add_server(routes, service, server, (*_EXTENSIONS, _STATISTICS))
-        # this route is added first, because otherwise "stats" would be the name of a model
+        # this route is added first, because otherwise "stats" in the path would be read as a model name
         _add_statistics(routes, repository, metrics)
     else:
         _add_server(routes, service, server, _EXTENSIONS)

@@ -9,9 +9,9 @@ from foldserve.service.access.keys import Scope
 from foldserve.service.engine.repository import Repository
 from foldserve.service.http.routes.common import error_responses, parse_version, requires
 
-# The report has styles and inline images, but no scripts and no links to other files. A bundle may come from a person
-# who is not trusted. So the browser runs no script of the report, and does not treat the report as a page of this
-# server.
+# The report has styles and inline images, but no scripts and no links to other files. Because a bundle may come from a
+# person who is not trusted, these headers forbid the browser to run scripts of the report, or to treat the report as a
+# page of this server.
 _HEADERS = {
     "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -32,7 +32,7 @@ def router(repository: Repository) -> APIRouter:
         responses=error_responses(errors.UnknownModel, errors.ModelNotReady),
     )
     @requires(Scope.PREDICT)
-    def report(model: str, version: str) -> Response:  # FastAPI reads the file on a thread
+    def report(model: str, version: str) -> Response:  # not `async`, so that FastAPI reads the file on a thread
         found = repository.find(model, parse_version(version))
         try:
             text = bundle.read_report(found.folder)
