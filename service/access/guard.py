@@ -47,7 +47,7 @@ class Guard:
         self._keys.refresh()
 
     def take_counts(self) -> Mapping[str, Sequence[int]]:
-        """By key name, return the numbers of requests accepted, forbidden and limited since the last call."""
+        """For each key name, return the numbers of accepted, forbidden and limited requests since the last call."""
         return self._keys.take_counts()
 
 

@@ -56,8 +56,8 @@ class KeyLine(BaseModel):
 class Caller:
     """The settings and the counts of one key in a running server.
 
-    counts: the numbers of accepted requests, of requests without the scope, and of requests above the rate.
-    `Keyring.take_counts` sets the counts to 0.
+    counts: three numbers: the requests accepted, the requests whose key lacks the scope, and the requests above the
+    rate. `Keyring.take_counts` sets the counts to 0.
     """
 
     __slots__ = ("bucket", "counts", "digest", "name", "scopes")
@@ -92,7 +92,8 @@ def create_key(name: str, scopes: Sequence[Scope], rate: float | None) -> tuple[
 class Keyring:
     """All API keys in the given files.
 
-    folder: a folder with the state of each rate limit, which all workers share; None if there is only one process.
+    folder: all workers share this folder, which contains the state of each rate limit; None if there is only one
+    process.
     """
 
     def __init__(self, files: Sequence[Path], folder: Path | None) -> None:
@@ -131,7 +132,7 @@ class Keyring:
             log.error("the API keys stay as they were: %s", error)
 
     def take_counts(self) -> Mapping[str, Sequence[int]]:
-        """Return the counts of each key since the last call, by the key's name. `Caller` describes the counts."""
+        """For each key name, return the counts since the last call. `Caller` describes the counts."""
         taken = {name: tuple(counts) for name, counts in self._counts.items()}
         for counts in self._counts.values():
             counts[:] = (0, 0, 0)

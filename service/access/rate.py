@@ -15,7 +15,7 @@ _ROUNDING = 1e-6  # in seconds; a rounding error of up to this size does not mak
 
 
 class Bucket:
-    """Lets `rate` requests per second pass. All requests of one second may arrive at the same time.
+    """Accepts at most `rate` requests per second. The requests of one second may all arrive at the same time.
 
     state: a sequence that contains only one number: the time in seconds at which the bucket is full again.
     """

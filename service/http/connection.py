@@ -216,7 +216,7 @@ class Connection(asyncio.Protocol):
     # --- a request ----------------------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
-        """Parse the received bytes. Stop when no byte is left, or when a response must be written first."""
+        """Parse the received bytes. Stop when no byte is left, or when the next request must wait for a response."""
         while self._offset < len(self._unread) and self._phase in READING and not self._write_paused:
             try:
                 self._read_head() if self._body is None else self._read_body(self._body)

@@ -47,8 +47,8 @@ class ConnectionContext:
     count_rejected: a function that is called with the error of each request that a connection refuses. observer: gets
     the record of each request; None if requests have no records. guard: checks the API key of each request for an
     endpoint; None if requests need no key. check_head: a function that is called with the headers of a request, and
-    raises an error to refuse the request. cors: whether web pages of other origins may read the responses.
-    share: counts the connections, if other workers accept connections of the same listener.
+    raises an error to refuse the request. cors: whether web pages of other origins may read the responses. share:
+    counts the connections; None if no other worker accepts connections of the same listener.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Lets the coordinator change the models in all workers. First, every worker prepares a change.
+"""Lets the coordinator change the models in all workers.
 
-Then every worker commits the change. This module sends messages to the workers through `line.py`, and does not depend
-on processes.
+Every worker first prepares a change; after that, every worker commits the change. This module sends messages to the
+workers through `line.py`, and does not depend on processes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Member:
         while (reply := self.replies.get()) is not None:
             if reply[1] == number:
                 return reply[0]
-        self.replies.put(None)  # so that the next call of this method also gets None
+        self.replies.put(None)  # makes the next call of this method return None too
         return None
 
 

@@ -43,9 +43,9 @@ _SECONDS_AFTER_ABORT = 2
 
 @dataclass(frozen=True)
 class Door:
-    """One listener with its app. config: the settings of uvicorn, with the app.
+    """One listener with its app. config: uvicorn's configuration, which contains the app.
 
-    context: the context of every connection. tls: the certificates; None without TLS.
+    context: the context of every connection. tls: the certificates; None if the connections do not use TLS.
     """
 
     listener: socket.socket
@@ -70,7 +70,7 @@ class Door:
     def acceptor(self, state: ServerState) -> Acceptor:
         """Create the acceptor for the clients of the listener.
 
-        state: the state of the uvicorn server that counts these clients.
+        state: the state of the uvicorn server; uvicorn counts the clients in this state.
         """
         tls = self.tls
         create_protocol = partial(_create_connection, self.context, self.config, state)

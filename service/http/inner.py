@@ -98,7 +98,10 @@ class Inner:
 
 
 class InnerTransport(asyncio.Transport):
-    """The transport of an inner protocol. The docstring of `Inner` describes the attributes and arguments."""
+    """The transport of an inner protocol.
+
+    The docstring of `Inner` describes the attributes and arguments of this class.
+    """
 
     def __init__(
         self,

@@ -82,7 +82,7 @@ class ObservedConnection(Connection):
         else:
             self.request_id = head.request_id or self._observer.make_id()
             exchange = endpoint.start_unrecorded(head.headers, body, self._reply, self)
-        if self._phase is RESPONSE:  # `_reply` may already have changed the phase
+        if self._phase is RESPONSE:  # `self._reply` may already have run and changed the phase
             self._exchange = exchange
 
     def note_error(self, exchange: UnrecordedExchange, error: Exception) -> Record:

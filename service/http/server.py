@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("foldserve")
 
 # The number of seconds after which Python takes the interpreter's lock from a thread if another thread waits for the
-# lock. Python's default is 5 ms. While a thread decodes a large body, the event loop may have to wait this long for the
-# lock before it handles an event.
+# lock. Python's default for this number is 5 ms. While a thread decodes a large body, the event loop may have to wait
+# this long for the lock before it handles an event.
 _SWITCH_INTERVAL = 1e-3
 
 
@@ -204,9 +204,9 @@ class _Server(uvicorn.Server):
         self._service.metrics.flush()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Become unready. Let uvicorn wait for the requests that have begun.
+        """Become unready, and let uvicorn wait for the requests that have begun.
 
-        Then abort the connections that are still open.
+        After this wait, abort the connections that are still open.
         """
         self._service.control.stop()
         await self._wait_for_balancers()

@@ -1,4 +1,4 @@
-"""Counts the connections of each worker in memory that all workers share, so that every worker gets a fair share.
+"""Counts each worker's connections in shared memory, so that every worker gets a fair share of the connections.
 
 Without these counts, the worker that wakes up first would accept all connections that a client opens at the same time.
 This module does not depend on sockets or on HTTP.
@@ -50,6 +50,6 @@ class Share:
 
 
 def create_shares(context: BaseContext, workers: int) -> list[Share]:
-    """Create one `Share` for each worker. context: the context that starts the processes."""
+    """Create one `Share` for each worker. context: the multiprocessing context that starts the processes."""
     counts: Any = context.RawArray(ctypes.c_int64, [_ABSENT] * workers)
     return [Share(counts, index) for index in range(workers)]

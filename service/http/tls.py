@@ -22,7 +22,7 @@ class Tls:
 
     certificate: a PEM file that contains the certificate of the server, followed by the certificates of its issuers.
     key: the file with the private key; None if the key is in the file of the certificate. client_ca: a file with the
-    certificates of the authorities for client certificates; None if clients need no certificate.
+    certificates of the authorities that sign client certificates; None if clients need no certificate.
     """
 
     def __init__(self, certificate: Path, key: Path | None, client_ca: Path | None) -> None:

@@ -84,8 +84,8 @@ def supervise(
     except OSError as error:
         raise StartError(f"several workers need a temporary folder: {error.strerror}") from error
     with counts as folder:
-        # The library prometheus_client stores the counts of each worker in this folder. The library reads
-        # PROMETHEUS_MULTIPROC_DIR when it is imported.
+        # The library prometheus_client stores the counts of each worker in this folder. The library prometheus_client
+        # reads PROMETHEUS_MULTIPROC_DIR during its import.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         supervisor = _Supervisor(serve, settings, listeners, on_loaded)
         try:

@@ -30,8 +30,8 @@ _MISFITS: dict[frozenset[type], str] = {
 class _Codes(dict[Any, float | None]):
     """A dict from each known value to its code.
 
-    A text that means a missing value gets the code of a missing value. Any other unknown value gets the code of an
-    unseen category.
+    A text that means a missing value gets the code of a missing value. If a value is unknown and does not mean a
+    missing value, it gets the code of an unseen category.
     """
 
     def __init__(self, known: dict[Any, float | None], reading: Reading | None, unseen: float) -> None:
@@ -72,7 +72,7 @@ class TimeColumn:
         raise InvalidInput(f"row {row}, column {self.name!r} {self.misfit}")
 
     def codes(self, values: Sequence[Any], first_row: int) -> list[float | None]:
-        """Return one number for each value. first_row: the row of the first value, for the error message."""
+        """Return one number for each value. first_row: the index of the first value's row, for error messages."""
         return [self.code(value, row) for row, value in enumerate(values, first_row)]
 
 
@@ -116,7 +116,7 @@ class CategoricalColumn:
         return self._codes[value]
 
     def codes(self, values: Sequence[Any], first_row: int) -> list[float | None]:
-        """Return one code for each value. first_row: the row of the first value, for the error message.
+        """Return one code for each value. first_row: the index of the first value's row, for error messages.
 
         Raises `InvalidInput` for a value of another type.
         """

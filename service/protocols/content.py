@@ -23,8 +23,8 @@ _FASTEST = 1
 # The largest number of encodings that one body may have. The server must decode the body once for each encoding, and
 # decoding a large body takes long.
 _MAX_ENCODINGS = 2
-# The largest allowed ratio of a body's size after decompression to the body's size before decompression. Gzip makes a
-# table of numbers 3 to 20 times smaller, and a table of zeros 1,000 times smaller.
+# A body may be at most this many times larger after decompression than before. Gzip makes a table of numbers 3 to 20
+# times smaller, and a table of zeros 1,000 times smaller.
 _MAX_RATIO = 200
 # If a body has at most this number of bytes after decompression, any ratio is allowed.
 _ANY_RATIO = 2**23

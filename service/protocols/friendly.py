@@ -4,8 +4,8 @@
     -> {"model": ..., "version": ..., "predictions": [label or value, ...], "probabilities": [[...], ...]}
 
 An instance that is an object may contain columns of the training table that are not features; the service ignores these
-columns. It may also leave out features that had only one value in training. The metrics count the ignored columns and
-the left-out features. The query of the URL may ask for another form of the answer.
+columns. An instance that is an object may leave out features that had only one value in training. The metrics count the
+ignored columns and the left-out features. The query of the URL may ask for another form of the answer.
 
 A category is written as its string or number, a boolean as true or false, and a missing value as null. If a numeric
 column contained texts in the training table, the service interprets the texts of a request by the same rules that were
@@ -87,7 +87,8 @@ class FriendlyCodec:
     def decode(self, headers: Headers, body: bytes | bytearray, *, fast_only: bool = False) -> DecodedRequest:
         """Decode one request: JSON or raw rows.
 
-        Raises `InvalidInput` and `UnsupportedMedia`. With `fast_only`, raises `SlowBody` if decoding would take long.
+        Raises `InvalidInput` and `UnsupportedMedia`. Raises `SlowBody` if `fast_only` is true and decoding would take
+        long.
         """
         kind = media_type(headers)
         counted: _Counted = {}
@@ -232,8 +233,8 @@ def _count(counted: _Counted, kind: Unusual, names: Iterable[str]) -> None:
 def example(manifest: Manifest) -> list[JsonValue]:
     """Return the first golden row as a client would write it.
 
-    A golden row may contain the code of an unseen category. Because no category belongs to this code, this function
-    returns the last category instead.
+    A golden row may contain the code of an unseen category; because no category has this code, the function returns the
+    last category instead.
     """
     return [
         json_value(feature, value) for feature, value in zip(manifest.features, manifest.golden.inputs[0], strict=True)

@@ -27,7 +27,8 @@ SMALL = 2**12
 # The size of a piece in bytes. Parsing a larger piece is not faster, and blocks the interpreter for more than 1 or 2
 # ms.
 PIECE_BYTES = 2**16
-# The largest number of bytes that a document may have before the elements of the array, and also after these elements.
+# The largest number of bytes before the elements of the long array in a document, and also the largest number after
+# them.
 MAX_AROUND = 2**16
 # The largest number of bytes of one element, unless a codec sets another limit.
 MAX_ELEMENT_BYTES = 2**20
@@ -36,8 +37,8 @@ _NOT_SPACE = re.compile(rb"[^ \t\n\r]")
 # A JSON string, or a punctuation character of JSON. The quantifiers of this pattern are possessive, so that no text can
 # cause backtracking.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}:,]', re.DOTALL)
-# This mark replaces the elements of the long array while the rest of the document is parsed. A client cannot guess the
-# mark.
+# This mark replaces the elements of the long array while the rest of the document is parsed. The mark is random, so
+# that a client can't guess it.
 _MARK = secrets.token_hex(16)
 _MARK_TEXT = orjson.dumps(_MARK)
 
@@ -50,8 +51,8 @@ _STEPS = dict(zip(b"[{]}", (1, 1, -1, -1), strict=True))
 class Piece(NamedTuple):
     """`body[start:end]` is one or more whole elements of the array, with the commas between them.
 
-    elements: the number of arrays and objects among the elements. If no element is an array or object, `elements` is
-    the number of all elements. brackets: the number of brackets and braces outside strings.
+    elements: the number of elements that are arrays or objects; if there are none, the number of all elements.
+    brackets: the number of brackets and braces outside strings.
     """
 
     start: int
@@ -259,8 +260,8 @@ def _scan(body: bytes | bytearray, start: int, stop: int) -> tuple[Piece, int] |
     """
     text = np.frombuffer(body, np.uint8, stop - start, start)
     quotes = _quotes(text) if body.find(b'"', start, stop) >= 0 else None
-    # The four brackets are 0x5B, 0x5D, 0x7B and 0x7D. The mask finds the brackets and four other characters: Y, _, y
-    # and DEL.
+    # The bytes of the four brackets are 0x5B, 0x5D, 0x7B and 0x7D. The mask 0xD9 finds these four bytes and four
+    # others: Y, _, y and DEL.
     places = np.flatnonzero((text & 0xD9) == 0x59)
     if quotes is not None:
         places = places[~_inside(quotes, places)]

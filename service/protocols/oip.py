@@ -73,7 +73,9 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class _Known(NamedTuple):
-    """The content of a JSON text that comes before binary rows. Most clients send the same JSON text in each request.
+    """The parsed content of a JSON text that comes before binary rows.
+
+    Most clients send the same JSON text in each request.
 
     size: the number of bytes of the rows. rows: the number of rows. timeout: the timeout of the request, in seconds.
     """
@@ -107,7 +109,8 @@ class OipCodec:
     def decode(self, headers: Headers, body: bytes | bytearray, *, fast_only: bool = False) -> DecodedRequest:
         """Decode one request: JSON, JSON and binary tensors, or raw rows.
 
-        Raises `InvalidInput` and `UnsupportedMedia`. With `fast_only`, raises `SlowBody` if decoding would take long.
+        Raises `InvalidInput` and `UnsupportedMedia`. Raises `SlowBody` if `fast_only` is true and decoding would take
+        long.
         """
         if media_type(headers) not in _MEDIA_TYPES:
             raise UnsupportedMedia("the Content-Type is neither application/json nor application/octet-stream")

@@ -33,7 +33,8 @@ _FLOAT = np.dtype("<f4")
 class _Wanted(NamedTuple):
     """One tensor of the answer.
 
-    classes: the number of best classes that the tensor has for each row; 0 if the tensor has the outputs of the model.
+    classes: the tensor contains this number of best classes for each row; 0 if the tensor contains the outputs of the
+    model.
     """
 
     name: str
@@ -170,6 +171,6 @@ def _floats(outputs: Outputs) -> bytes:
 
 
 def _text(text: str) -> bytes:
-    """Return the length of a text in bytes, followed by the text."""
+    """Return the binary form of a text: its length in bytes, followed by the text."""
     encoded = text.encode()
     return struct.pack("<I", len(encoded)) + encoded

@@ -79,7 +79,7 @@ class InputTensor:
     ) -> Rows:
         """Read `count` rows from the pieces of a body: an array of rows, or an array of all values.
 
-        Raises `InvalidInput`. With `fast_only`, raises `SlowBody` if reading would take long.
+        Raises `InvalidInput`. Raises `SlowBody` if `fast_only` is true and reading would take long.
         """
         width, pieces = self._columns.width, document.pieces
         nested = bool(pieces) and body[pieces[0].start : pieces[0].end].lstrip().startswith(b"[")
@@ -176,7 +176,7 @@ class InputTensor:
 
 
 def checked_numbers(name: str, values: list[Any], datatype: str) -> list[Any]:
-    """Return numbers from JSON if they fit a datatype. name: the name of the tensor, for the message.
+    """Return numbers from JSON if they fit a datatype. name: the name of the tensor, for error messages.
 
     Raises `InvalidInput`. If the datatype is BOOL, each value must be true, false, 0 or 1, and is returned as 0 or 1.
     This function does not check the limits of FP16 and BF16.

@@ -33,7 +33,7 @@ class AnswerOptions:
 
 
 def parse_query(query: bytes) -> AnswerOptions:
-    """Read the query of a URL, without its question mark. An empty query gives the default options.
+    """Read the query of a URL, without its question mark. If the query is empty, all options have their default values.
 
     Raises `InvalidInput` for an unknown, repeated or malformed parameter. The error text does not repeat the query.
     """

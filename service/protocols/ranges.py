@@ -1,4 +1,4 @@
-"""Finds the values of a request that are outside the training ranges of the features of one model.
+"""Finds the values of a request that are outside the ranges that one model's features had in training.
 
 `rows.py` checks the rows before this module gets them. This module does not depend on the format of the request.
 """
@@ -76,8 +76,8 @@ class Ranges:
     def _steps(self, rows: Rows) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
         """Check `rows` in steps of several rows, and yield the steps in which a value is outside its range.
 
-        For each such step, yields the index of its first row, and a bool array [rows, features] that is True where a
-        value is outside its range.
+        Yields the index of the first row of each of these steps, and a bool array [rows, features] that is True where a
+        value of the step is outside its range.
         """
         step = max(1, _STEP // len(self._features))
         for start in range(0, len(rows), step):

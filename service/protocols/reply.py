@@ -1,4 +1,4 @@
-"""Builds answers and refusals. The table that maps each error to a status is in this module.
+"""Builds answers and refusals. This module contains the table that maps each error to a status.
 
 The connection and FastAPI's routes share this module, so this module uses no framework. A status is an int, and headers
 are bytes.

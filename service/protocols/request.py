@@ -11,7 +11,7 @@ from foldserve.service.protocols.reply import Reply
 
 
 class SlowBody(Exception):  # noqa: N818
-    """Raised if decoding a body takes long. The caller should then decode the body on a thread."""
+    """Raised if decoding a body would take so long that the caller should decode the body on a thread."""
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """Converts the values of a request to float32 [rows, features].
 
-The error for a wrong value names the row and the column. All checks of values are in this module. This module does not
-depend on where a protocol puts the values in a body.
+The error message about a wrong value names its row and column. All checks of values are in this module. This module
+does not depend on where a protocol puts the values in a body.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ _parsers = _Parsers()
 
 
 def read_numbers(body: bytes | bytearray, piece: Piece, width: int) -> npt.NDArray[np.float64] | None:
-    """Read a piece of numbers, or of arrays of `width` numbers each, as float64 [values].
+    """Read a piece that contains numbers, or arrays of `width` numbers each, as float64 [values].
 
     The returned numbers are finite. Returns None for a piece with other values; the caller must then check the piece
     with `parse_piece`.
@@ -60,13 +60,13 @@ def read_numbers(body: bytes | bytearray, piece: Piece, width: int) -> npt.NDArr
 
 
 def _flatten(array: Any, elements: int, width: int | None) -> npt.NDArray[np.float64] | None:
-    """Flatten an array. Without a width, the array has `elements` numbers.
+    """Flatten an array. If `width` is None, the array contains `elements` numbers.
 
-    With a width, the array has `elements` inner arrays of `width` numbers each. `as_buffer` raises an error unless
-    every innermost value is a number. `as_buffer` also flattens nested arrays, so this function checks the shape by
-    counting. `len(array)` must be the number of elements. The `len` of each element must be `width`; `len` raises an
-    error for a number. The caller has checked that the piece has only one `[` and one `]` for each element, so an
-    element contains only numbers and no other array.
+    If `width` is a number, the array contains `elements` inner arrays of `width` numbers each. `as_buffer` raises an
+    error unless every innermost value is a number. `as_buffer` also flattens nested arrays, so this function checks the
+    shape by counting. `len(array)` must be the number of elements. The `len` of each element must be `width`; `len`
+    raises an error for a number. The caller has checked that the piece has only one `[` and one `]` for each element,
+    so an element contains only numbers and no other array.
     """
     numbers = np.frombuffer(array.as_buffer(of_type="d"))
     if len(array) != elements or numbers.size != elements * (1 if width is None else width):

@@ -131,7 +131,7 @@ class Sink(Protocol):
     """Receives finished records; for example, the access log is a sink.
 
     limit: limits how many records per second the sink gets. keeps_errors: whether the sink gets the record of every
-    request that fails, even above `limit`.
+    request that fails, even if there are more than `limit` allows.
     """
 
     limit: RateLimit
@@ -158,7 +158,7 @@ class Observer:
 
     next: before this time, the sinks take no records of successful requests, so a request that begins before this time
     needs a record only if it fails. skipped: the number of requests without a record since the last report to the
-    sinks; the caller increases this number. make_id: a function that makes the identifier of a request without a
+    sinks; the caller increases this number. make_id: a function that makes an identifier for a request that has no
     record.
     """
 

@@ -120,7 +120,7 @@ def to_response(reply: Reply) -> Response:
 
 
 async def read_body(request: Request, limit: int, memory: BodyMemory) -> Body:
-    """Read a body of at most `limit` bytes. Raises `TooLarge` as soon as the body has more bytes.
+    """Read a body of at most `limit` bytes. Raises `TooLarge` as soon as more than `limit` bytes have arrived.
 
     Raises `MemoryFull` if all bodies together take too much memory.
     """

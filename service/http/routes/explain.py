@@ -1,4 +1,4 @@
-"""The routes of explanations: /v1/models/{model}:explain. The routes compute nothing."""
+"""The routes of explanations: /v1/models/{model}:explain. The routes compute nothing themselves."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The routes of the friendly protocol: /predict, and /v1/models with states and manifests.
 
-The routes compute nothing.
+The routes compute nothing themselves.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The routes of the Open Inference Protocol: health, metadata, inference, configuration, statistics, repository index.
 
-This module defines the paths and the JSON forms of the protocol. The routes compute nothing.
+This module defines the paths and the JSON forms of the protocol. The routes compute nothing themselves.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The routes for drift and quality, /v1/models/{model}/drift and /v1/models/{model}/feedback.
 
-The routes compute nothing.
+The routes compute nothing themselves.
 """
 
 from __future__ import annotations

@@ -76,7 +76,8 @@ def _add_command(routes: APIRouter, service: Service, kind: Kind) -> None:
 async def _read_object(request: Request, memory: BodyMemory, member: str) -> dict[str, Any]:
     """Read the body of a request.
 
-    An empty body counts as an empty object. member: the description of the object in the error message.
+    An empty body counts as an empty object. member: the end of the error message, which tells what the object must
+    contain.
     """
     body = await read_body(request, _MAX_BODY, memory)
     parsed = parse_json(body) if body else {}
