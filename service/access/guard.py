@@ -25,8 +25,8 @@ class Guard:
     def check(self, headers: Mapping[bytes, bytes], scope: Scope | None) -> None:
         """Raise `MissingKey`, `MissingScope` or `RateExceeded`.
 
-        headers: the headers of the request, with names in lower case. scope: the scope of the route. If no route has
-        the path of the request, scope is None, and any valid key is accepted.
+        headers: the headers of the request, with names in lower case. scope: the scope of the route. `scope` is None if
+        no route has the path of the request; in this case, any valid key is accepted.
         """
         if scope is Scope.OPEN:
             return

@@ -56,8 +56,8 @@ class KeyLine(BaseModel):
 class Caller:
     """The settings and the counts of one key in a running server.
 
-    counts: three numbers: the requests accepted, the requests whose key lacks the scope, and the requests above the
-    rate. `Keyring.take_counts` sets the counts to 0.
+    counts: the numbers of requests that were accepted, that lacked the scope, and that exceeded the rate.
+    `Keyring.take_counts` sets the counts to 0.
     """
 
     __slots__ = ("bucket", "counts", "digest", "name", "scopes")
@@ -185,7 +185,7 @@ def read_keys(file: Path) -> list[KeyLine]:
 
 
 def _first(error: ValidationError) -> str:
-    """Return a text that describes the first problem.
+    """Return a text that describes the first validation error.
 
     The text does not contain the wrong value, because the wrong value may be a secret key.
     """

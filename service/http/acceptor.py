@@ -74,7 +74,7 @@ class Acceptor:
     async def stop(self) -> None:
         """Accept the connections that the kernel has queued, then stop accepting.
 
-        Without this step, the kernel would reset the queued connections when the listener closes, although their
+        If the listener closed while connections were queued, the kernel would reset these connections, although their
         clients may already have sent requests.
         """
         if self._share is not None:

@@ -261,7 +261,7 @@ class Connection(asyncio.Protocol):
             self._finish(body)
 
     def _finish(self, body: BodyReader) -> None:
-        """Start to wait for the response to a complete request."""
+        """Start waiting for the response to a complete request."""
         self._body = None
         if self._endpoint is not None:
             # The endpoint is looked up again, because the model may have changed while the body arrived.

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 # The tasks of aborted connections need some turns of the event loop to end. After this number of seconds, uvicorn
-# cancels these tasks.
+# cancels the tasks that have not ended.
 _SECONDS_AFTER_ABORT = 2
 
 

@@ -119,8 +119,8 @@ class _Collector:
         elif version != "1.0":
             raise InvalidHttp("the version of HTTP is neither 1.1 nor 1.0")
         return Head(
-            # Java's HTTP client offers HTTP/2 with an Upgrade header. With an Upgrade header, httptools and uvicorn
-            # would skip the body.
+            # Java's HTTP client offers HTTP/2 with an Upgrade header. If a request had an Upgrade header, httptools and
+            # uvicorn would skip its body.
             _UPGRADE.sub(b"", self._raw) if upgrades else self._raw,
             method,
             self._url,
@@ -162,7 +162,7 @@ class HeadReader:
 
     @property
     def begun(self) -> bool:
-        """Whether the first byte of a head has arrived. Empty lines before a head are not part of it."""
+        """Whether the first byte of a head has arrived. Empty lines before a head do not belong to the head."""
         return bool(self._raw) and not self._raw.isspace()
 
     def read(self, data: bytes, start: int) -> tuple[Head | None, int]:

@@ -44,7 +44,7 @@ class Questions:
         self._finish(own)
 
     def take(self, text: str, number: int, worker: Line) -> None:
-        """Store the answer of a worker."""
+        """Store a worker's answer to a question."""
         if (question := self._waiting.get(number)) is not None and worker in question.missing:
             question.missing.remove(worker)
             question.answers.append(text)

@@ -204,10 +204,7 @@ class _Server(uvicorn.Server):
         self._service.metrics.flush()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Become unready, and let uvicorn wait for the requests that have begun.
-
-        After this wait, abort the connections that are still open.
-        """
+        """Become unready, let uvicorn wait for the requests that have begun, and abort the remaining connections."""
         self._service.control.stop()
         await self._wait_for_balancers()
         # with several workers, only the supervisor refuses handshakes, because other workers may continue to serve

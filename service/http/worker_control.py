@@ -35,7 +35,7 @@ class WorkerControl:
         self._line = line
         self._changes: queue.SimpleQueue[tuple[str, str, int] | None] = queue.SimpleQueue()
         self._numbers = itertools.count(1)
-        # For the number of each message that the supervisor has not answered yet, the future of the answer.
+        # Maps the number of each message that the supervisor has not answered yet to the future of the answer.
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._answer: Callable[[str], str] = str
         self._loop: asyncio.AbstractEventLoop | None = None

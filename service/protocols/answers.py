@@ -56,7 +56,7 @@ class Answers:
 
     @property
     def width(self) -> int:
-        """The number of outputs of each row."""
+        """The number of outputs for each row."""
         return len(self._labels) or 1
 
     def json(

@@ -1,7 +1,7 @@
 """Writes outputs as an Arrow stream: the column `prediction`, and for a classification the column `probabilities`.
 
-This module defines the layout of the stream, which contains all rows in one record batch. Each value of `probabilities`
-is a list of fixed size. This module does not handle HTTP headers.
+This module defines the layout of the stream, which contains all rows in one record batch. In the column
+`probabilities`, each value is a list of fixed size. This module does not handle HTTP headers.
 
 The format: https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format
 """

@@ -60,7 +60,7 @@ class TimeColumn:
         self._read = reading.moment
 
     def code(self, value: Any, row: int) -> float | None:
-        """Return the model's input number for one value.
+        """Return the number that the model gets as input for one value.
 
         Raises `InvalidInput` if the value is neither null nor the text of a date or time.
         """
@@ -95,8 +95,8 @@ class CategoricalColumn:
         self._types = types | {type(None)}
         self.misfit = _MISFITS[types]
         known: dict[Any, float | None] = {value: float(code) for code, value in enumerate(values)}
-        # If the feature allows no missing values, a null has no code and stays None. The check of the whole rows, which
-        # comes later, then refuses the null.
+        # If the feature allows no missing values, a null has no code and stays None, so that the later check of the
+        # whole rows refuses the null.
         known[None] = math.nan if feature.missing else None
         # A boolean column has no code for an unseen value, so an unknown text in a boolean column is refused.
         self._read_boolean = reading.boolean if boolean and reading else None

@@ -26,7 +26,7 @@ _MAX_ENCODINGS = 2
 # A body may be at most this many times larger after decompression than before. Gzip makes a table of numbers 3 to 20
 # times smaller, and a table of zeros 1,000 times smaller.
 _MAX_RATIO = 200
-# If a body has at most this number of bytes after decompression, any ratio is allowed.
+# A body that has at most this number of bytes after decompression may have any compression ratio.
 _ANY_RATIO = 2**23
 # The number of bytes that one call of zlib decompresses. zlib does not hold the interpreter's lock while it
 # decompresses.
@@ -110,8 +110,8 @@ def _inflate(body: bytes | bytearray, window: int, max_body: int, ratio_limit: i
 def compressed(headers: Headers, reply: Reply) -> Reply:
     """Compress a large answer with gzip if the client accepts gzip.
 
-    Answers never use deflate. Deflate compresses in the same way as gzip, and is not faster. The result of deflate is
-    only 12 bytes shorter than the result of gzip.
+    Answers are never compressed with deflate. Deflate compresses in the same way as gzip, and is not faster. The output
+    of deflate is only 12 bytes shorter than the output of gzip.
     """
     if len(reply.body) < _MIN_COMPRESSED:
         return reply

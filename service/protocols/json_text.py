@@ -2,7 +2,7 @@
 
 A JSON parser blocks the interpreter until the whole document is parsed, and creates an object for each value. This
 module therefore parses a large body in steps that each need little memory and time. First, a scan finds the elements of
-the long array. Second, the rest of the document is parsed without these elements. Finally, the elements of the long
+the long array. Second, the document is parsed without the elements of the long array. Third, the elements of the long
 array are parsed, one piece at a time.
 
 This module does not depend on rows or protocols.

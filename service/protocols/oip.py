@@ -186,7 +186,7 @@ class OipCodec:
         """Decode a parsed request.
 
         tail: the bytes after the JSON; None if no header gives the length of the JSON. head: the JSON. document: the
-        JSON without its long array, if the JSON is large.
+        JSON without its long array; None if the JSON is small.
         """
         if not _has_one_tensor(request, self._input):
             if type(request) is not dict or type(request.get("inputs")) is not list:

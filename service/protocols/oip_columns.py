@@ -31,7 +31,7 @@ from foldserve.service.protocols.oip_tensors import DTYPES, checked_numbers
 from foldserve.service.protocols.rows import Columns
 
 _TEXT = "BYTES"
-# In binary, each text comes after its length in bytes.
+# In binary data, the length of each text in bytes comes directly before the text.
 _LENGTH = struct.Struct("<I")
 
 

@@ -60,8 +60,8 @@ class Ranges:
     def describe(self, rows: Rows, limit: int) -> tuple[list[dict[str, Any]], int]:
         """Describe the values outside their ranges, in the order of the rows.
 
-        Returns an entry for each of the first `limit` values outside their ranges, and the number of all values outside
-        their ranges. An entry has the members `row`, `column` and `warning`.
+        Returns entries for the first `limit` values outside their ranges, and the total number of values outside their
+        ranges. An entry has the members `row`, `column` and `warning`.
         """
         entries: list[dict[str, Any]] = []
         found = 0
@@ -76,8 +76,8 @@ class Ranges:
     def _steps(self, rows: Rows) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
         """Check `rows` in steps of several rows, and yield the steps in which a value is outside its range.
 
-        Yields the index of the first row of each of these steps, and a bool array [rows, features] that is True where a
-        value of the step is outside its range.
+        A yielded pair contains the index of the first row of a step, and a bool array [rows, features] that is True
+        where a value of the step is outside its range.
         """
         step = max(1, _STEP // len(self._features))
         for start in range(0, len(rows), step):

@@ -63,7 +63,7 @@ class Reply:
 
 
 def refusal(error: errors.RequestError) -> Reply:
-    """Return the answer to a refused request. Also log the cause of a `RuntimeFailure`."""
+    """Return the answer to a refused request, and log the cause of a `RuntimeFailure`."""
     if isinstance(error, errors.RuntimeFailure):
         log.error("%s; cause: %r", error, error.__cause__)
     reply = failure(STATUS[type(error)][0], str(error), getattr(error, "retry_after", None))

@@ -64,8 +64,8 @@ def _flatten(array: Any, elements: int, width: int | None) -> npt.NDArray[np.flo
 
     If `width` is a number, the array contains `elements` inner arrays of `width` numbers each. `as_buffer` raises an
     error unless every innermost value is a number. `as_buffer` also flattens nested arrays, so this function checks the
-    shape by counting. `len(array)` must be the number of elements. The `len` of each element must be `width`; `len`
-    raises an error for a number. The caller has checked that the piece has only one `[` and one `]` for each element,
+    shape by counting. `len(array)` must be the number of elements. For each element, `len` must return `width`; for a
+    number, `len` raises an error. The caller has checked that the piece has only one `[` and one `]` for each element,
     so an element contains only numbers and no other array.
     """
     numbers = np.frombuffer(array.as_buffer(of_type="d"))

@@ -1,7 +1,7 @@
 """The access log, which has one line for each request. The access log writes many lines at once.
 
 While the server is busy, the log leaves out some successful requests. The next line contains the number of requests
-that were left out. Each request that fails gets a line.
+that were left out. Every request that fails gets a line in the log.
 """
 
 from __future__ import annotations

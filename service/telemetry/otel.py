@@ -166,7 +166,7 @@ class Traces:
         """Do nothing, because the next trace contains the number of skipped requests."""
 
     def close(self) -> None:
-        """Do nothing, because `Exporters.close` sends the spans that wait."""
+        """Do nothing, because `Exporters.close` sends the spans that are still waiting."""
 
     def _add_steps(self, record: Record, context: Context, offset: int) -> None:
         for name, start, end in _steps(record):

@@ -32,7 +32,7 @@ _LAST_DIGITS = tuple(b"%02x" % number for number in range(256))
 class Batch:
     """One run of a model.
 
-    runs: the number of runs of the batcher so far. rows: the number of rows of all requests in the run.
+    runs: how many runs the batcher has done so far. rows: the number of rows of all requests in the run.
     """
 
     batcher: object
@@ -131,7 +131,7 @@ class Sink(Protocol):
     """Receives finished records; for example, the access log is a sink.
 
     limit: limits how many records per second the sink gets. keeps_errors: whether the sink gets the record of every
-    request that fails, even if there are more than `limit` allows.
+    request that fails, even if more requests fail than `limit` allows.
     """
 
     limit: RateLimit
@@ -141,7 +141,7 @@ class Sink(Protocol):
         """Receive a finished record."""
 
     def skip(self, count: int) -> None:
-        """Add `count` to the number of requests whose records this sink does not get."""
+        """Note that this sink does not get the records of `count` requests."""
 
     def report(self) -> None:
         """Report the number of skipped requests now, instead of waiting for the next record."""
@@ -199,7 +199,7 @@ class Observer:
 
     def _set_next(self) -> None:
         self.next = min(sink.limit.next for sink in self._sinks)
-        if self.next > time.monotonic():  # until `next`, successful requests get no record
+        if self.next > time.monotonic():  # before the time `next`, successful requests get no record
             self._report_later()
 
     def _report_later(self) -> None:
@@ -213,7 +213,7 @@ class Observer:
                 sink.skip(skipped)
 
     def _report_skipped(self) -> None:
-        """Report the skipped requests. If more requests may be skipped, report again later."""
+        """Report the skipped requests. If more requests may be skipped, schedule another report."""
         self._timer = None
         if self.skipped or self.next > time.monotonic():
             self._report_later()

@@ -1,6 +1,6 @@
 """Describes the loaded models in the OpenAPI document: their names, their rows, and an example for each model.
 
-This module knows the paths of the prediction routes, but does not handle requests. The document is made again when the
+This module knows the paths of the prediction routes, but does not handle requests. The document is rebuilt when the
 models change.
 """
 
@@ -63,7 +63,7 @@ def _describe_parameters(document: dict[str, Any], names: list[str], version: in
     for path, operations in document["paths"].items():
         for operation in operations.values():
             for parameter in operation.get("parameters", ()):
-                # A path of /v2/repository also accepts models that are not loaded.
+                # The paths of /v2/repository also accept the names of models that are not loaded.
                 if parameter["in"] != "path" or path.startswith("/v2/repository"):
                     continue
                 if parameter["name"] == "model":

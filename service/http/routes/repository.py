@@ -87,7 +87,7 @@ async def _read_object(request: Request, memory: BodyMemory, member: str) -> dic
 
 
 def _version(parameters: Any, kind: Kind) -> int | None:
-    """Return the version in the parameters of a command. Raises `InvalidInput`."""
+    """Return the version that the parameters of a command contain. Raises `InvalidInput`."""
     if type(parameters) is not dict:
         raise errors.InvalidInput('"parameters" is not an object')
     allowed = {"version", "unload_dependents"} if kind == "unload" else {"version"}
