@@ -48,7 +48,7 @@ def create_app(service: Service) -> FastAPI:
         title="foldserve",
         version=version,
         description="Batch-norm MLPs, folded and certified. `GET /v1/models/{model}/metadata` names the features.",
-        openapi_url=None,  # `_add_pages` adds the route of the OpenAPI document, with a scope
+        openapi_url=None,  # for the OpenAPI document, `_add_pages` adds a route that needs a scope
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,

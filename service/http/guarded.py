@@ -1,7 +1,7 @@
 """Checks the scope of each request before the app gets the request. Each route of the app declares a scope.
 
-If a route declares no scope, clients can't use the route. If a connection answers a prediction without the app, the
-connection itself checks the scope.
+If a route declares no scope, clients can't use the route. If a connection answers a prediction request without the app,
+the connection itself checks the scope.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A connection whose requests have records. An observer gets each record when the response is complete.
 
-While the server is busy, only some predictions get a record when they begin. If a prediction without a record fails,
-its record is created at the end.
+While the server is busy, only some predictions get a record when they begin. If a prediction without a record fails, a
+record is created when the prediction ends.
 
 If the server has no observer, each client gets an ordinary `Connection`, so its requests take no extra time. This
 module does not know what the records are used for.
@@ -26,7 +26,7 @@ from foldserve.service.telemetry.record import Observer, Record, current_record
 
 
 class ObservedConnection(Connection):
-    """A connection with a record of its current request. observer: the observer of the `ConnectionContext`."""
+    """A connection that keeps a record of its current request. observer: the observer of the `ConnectionContext`."""
 
     def __init__(
         self,

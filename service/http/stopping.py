@@ -55,7 +55,7 @@ def _hang_up(_: int, __: object) -> None:
 def refuse_handshakes(listener: socket.socket) -> None:
     """Make the kernel ignore each new connection from now on.
 
-    This function attaches a packet filter to the listener, which works for all processes that share the listener.
+    This function attaches a packet filter to the listener. The filter works for all processes that share the listener.
     Without a filter, the kernel may complete a handshake after the last `accept`, and reset the connection when the
     listener closes, although the client may already have sent a request. With the filter, the client gets no answer and
     tries again after a second, when the port is closed or the next server listens on it. On systems other than Linux,

@@ -35,7 +35,8 @@ class WorkerControl:
         self._line = line
         self._changes: queue.SimpleQueue[tuple[str, str, int] | None] = queue.SimpleQueue()
         self._numbers = itertools.count(1)
-        # Maps the number of each message that the supervisor has not answered yet to the future of the answer.
+        # The keys are the numbers of the messages that the supervisor has not answered yet; the values wait for the
+        # answers.
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._answer: Callable[[str], str] = str
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -58,8 +58,8 @@ class Family(Protocol):
 class Report:
     """Logs one message with the reason when the collector stops answering, and one when the collector answers again.
 
-    what: the word for the sent items in the messages, such as `spans`. logger: the name of the exporter's own logger;
-    its messages are suppressed, because they would fill the log.
+    what: the word that the log messages use for the sent items, such as `spans`. logger: the name of the exporter's own
+    logger; its messages are suppressed, because they would fill the log.
     """
 
     def __init__(self, what: str, logger: str) -> None:

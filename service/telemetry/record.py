@@ -23,7 +23,7 @@ from foldserve.service.telemetry.trace_context import Headers, Parent, read_pare
 
 INTERNAL_ERROR = "internal_error"
 _FIRST_ERROR = 400
-# If no new record comes, the sinks report the number of skipped requests after this number of seconds.
+# The sinks report the number of skipped requests after this number of seconds without a new record.
 _REPORT_SECONDS = 1.0
 _LAST_DIGITS = tuple(b"%02x" % number for number in range(256))
 

@@ -56,7 +56,7 @@ def _current_models(repository: Repository, shown: Model) -> list[Model]:
 
 
 def _describe_parameters(document: dict[str, Any], names: list[str], version: int) -> None:
-    """List the names of the models at each path parameter that takes a model.
+    """List the names of the models at each path parameter that expects the name of a model.
 
     The page at /docs offers the listed names as choices, and preselects the first name.
     """
