@@ -7,8 +7,8 @@
     foldserve.FoldedClassifier(), FoldedRegressor()       estimators for scikit-learn
     foldserve.Client("http://127.0.0.1:8000")             ask a server, also as AsyncClient
 
-docs/python.md describes them. `import foldserve` is quick, because the libraries of a name are loaded only when the
-name is first used. `foldserve.service` and `foldserve.training` are the folders `service/` and `training/` of the
+docs/python.md describes them. `import foldserve` is quick, because the libraries that a name needs are loaded only when
+the name is first used. `foldserve.service` and `foldserve.training` are the folders `service/` and `training/` of the
 repository.
 """
 

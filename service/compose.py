@@ -141,7 +141,7 @@ def _exporters(settings: Settings, metrics: Metrics) -> Exporters | None:
     """
     if not settings.otel:
         return None
-    # This import comes late, because it needs the extra `otel` and takes long.
+    # This import is here, not at the top of the file, because it is slow and needs the extra `otel`.
     from foldserve.service.telemetry.otel import start_exporters
 
     return start_exporters(settings.otel_rate, metrics)

@@ -1,7 +1,7 @@
 """Every error that the service raises on purpose. This module does not depend on HTTP: `protocols/reply.py` gives each
 error an HTTP status.
 
-Each line names the modules that raise the error; a test compares them with the code.
+Each line names the modules that raise the error. A test compares these names with the code.
 
 FoldserveError               the command prints it as one line and exits with 1
 ├── SettingsError            settings.py, access/keys.py, live/, commands/, http/: a flag, variable or file is invalid
@@ -59,7 +59,7 @@ class SettingsError(FoldserveError):
 
 
 class BundleError(FoldserveError):
-    """A bundle is not whole, or its manifest certifies another model.
+    """A bundle is incomplete or damaged, or its manifest certifies another model.
 
     The text in `reason` may be sent to a client. The message also names the folder, which only the operator may see.
     """

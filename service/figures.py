@@ -1,4 +1,4 @@
-"""One rule for numbers on pages and terminals. The module needs only the standard library.
+"""Formats the numbers on pages and terminals by one rule. The module needs only the standard library.
 
 A measured figure has four significant digits, and a difference has two. All digits before the decimal point are
 written, in groups of three. A number that is very small or very large is written with an exponent. A share is written
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 _UNDEFINED = "\N{EN DASH}"
-# A value is written as 0 if its absolute value is below this limit. A value so close to 0 is only a rounding error, for
+# A value is written as 0 if its absolute value is below this limit. A value this small is only a rounding error, for
 # example in the R2 of a constant answer.
 _ZERO = 1e-12
 # A number outside this interval is written with an exponent.

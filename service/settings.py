@@ -340,8 +340,7 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ, 
 def unused_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
     """Return a sentence for each `FOLDSERVE_*` variable that is ignored. The server logs the returned sentences.
 
-    For a variable that Kubernetes sets for a service, a sentence is returned only if the variable has the name of a
-    setting.
+    Variables that Kubernetes sets for a service are skipped, unless a setting has the same name.
     """
     known = [PREFIX + name.upper() for name in Settings.model_fields] + [KEY_FILE]
     sentences = []

@@ -1,7 +1,7 @@
 """Clients of a foldserve server: they take a table and return predictions.
 
-`Client` and `AsyncClient` execute the steps of a conversation with httpx. conversation.py has the URL paths of the
-server.
+`Client` and `AsyncClient` execute the steps of a conversation with httpx. The server's URL paths are in
+conversation.py.
 """
 
 from __future__ import annotations

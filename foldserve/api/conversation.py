@@ -60,7 +60,8 @@ Steps = Generator["Call | Wait | Callable[[], Any]", Any, Result]
 
 @dataclass(frozen=True)
 class Retries:
-    """Limits the waits of a client for a busy server. A busy server answers 503 or 429 with Retry-After.
+    """Limits how often and how long a client waits for a busy server. A busy server answers 503 or 429 with
+    Retry-After.
 
     attempts: the largest number of retries of one request. most_wait: the maximum total time, in seconds, that one call
     waits before its retries. The client repeats a request only if the wait before the repetition fits into the rest of

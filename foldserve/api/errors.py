@@ -50,7 +50,7 @@ class RequestRefused(ClientError, ValueError):  # noqa: N818 (a name says what h
 
 
 class AccessDenied(ClientError):  # noqa: N818
-    """The API key is missing, not valid, or not for predictions."""
+    """The API key is missing, is not valid, or does not allow predictions."""
 
 
 class ModelNotFound(ClientError, LookupError):  # noqa: N818

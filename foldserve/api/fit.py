@@ -147,7 +147,7 @@ def fit(
     except (DataError, InvalidInput, SourceError) as error:
         raise DataError(in_python(str(error))) from error
     except TrainingError as error:
-        if type(error).__init__ is not TrainingError.__init__:  # the constructor needs more arguments than a message
+        if type(error).__init__ is not TrainingError.__init__:  # its constructor needs more than a message
             raise
         raise type(error)(in_python(str(error))) from error
     except bundle.BundleError:

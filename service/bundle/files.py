@@ -1,4 +1,5 @@
-"""Reads and writes bundles on disk. A read checks everything, and a write leaves a whole bundle or nothing.
+"""Reads and writes bundles on disk. Every read checks the bundle, and every write leaves either a complete bundle or
+nothing.
 
 This module checks the manifest, the seal and the hash of the model, and does not depend on the contents of the model.
 """

@@ -151,7 +151,7 @@ class Measurement(FrozenModel):
 class Certificate(FrozenModel):
     """The evidence that the exported model is the trained model.
 
-    reference: the arithmetic with which the model was compared, with the framework and its version. widened:
+    reference: names the framework, its version and the arithmetic whose outputs the model must reproduce. widened:
     `tolerance` divided by the usual tolerance. `widened` is above 1 only for some imported models: those whose float32
     outputs use more than half of the usual tolerance even before the model is folded.
     """
@@ -204,9 +204,9 @@ class Provenance(FrozenModel):
 class ImportedModel(FrozenModel):
     """The origin of an imported model, which another framework trained.
 
-    version: the version of the framework, empty if the model does not record it. file: the name of the model's file.
-    For a model that was an object in memory, file is the name of the class. sha256: the hash of the file. For a model
-    that was an object in memory, sha256 is the hash of the weights.
+    version: the version of the framework, empty if the model does not record it. file: the name of the model's file. If
+    the model was an object in memory, `file` is the name of its class. sha256: the hash of the file. If the model was
+    an object in memory, `sha256` is the hash of its weights.
     """
 
     framework: str
@@ -238,7 +238,7 @@ class Threshold(FrozenModel):
 
     @property
     def costs(self) -> tuple[float, float] | None:
-        """The costs of a false positive and of a false negative; None if another rule chose the value."""
+        """The costs of a false positive and of a false negative; None if the threshold was not chosen by costs."""
         if not self.rule.startswith("cost:"):
             return None
         false_positive, false_negative = self.rule.removeprefix("cost:").split(",")

@@ -49,7 +49,7 @@ class Reading(FrozenModel):
     decimal, thousands: the decimal mark and the thousands separator of a number; "" means no separator. If the
     separator is a blank, any other kind of space is accepted too. If the separator is an apostrophe, a typographic
     apostrophe is accepted too.
-    unit: a currency or `%`, on either side of the number. The unit does not change the value: 45% is 45.
+    unit: a currency or `%`, on either side of the number. The unit does not change the value: the text 45% becomes 45.
     accounting: whether parentheses mean a negative number, so that (12.50) is -12.5.
     true, false: the spellings of a boolean column, in lower case.
     step, origin: a date or time becomes the number of whole days or hours since midnight of `origin`. zoned: whether
@@ -106,7 +106,8 @@ class Reading(FrozenModel):
     def moment(self, text: str) -> float | None:
         """Convert the text of a date or time to its number; None for a missing value.
 
-        Raises `ValueError` for any other text, and if only one of the text and the column has a time zone.
+        Raises `ValueError` for any other text. Also raises `ValueError` if the text has a time zone but the column does
+        not, or the reverse.
         """
         if self.is_missing(text):
             return None

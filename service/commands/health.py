@@ -23,7 +23,7 @@ def run(settings: Settings) -> None:
     host, port, uds = settings.host, settings.port, settings.uds
     if settings.tls_client_ca is not None and settings.admin_port is not None:
         uds = None
-        host, port = settings.admin_host, settings.admin_port  # on loopback, this port needs no client certificate
+        host, port = settings.admin_host, settings.admin_port  # a loopback port needs no client certificate
     print(f"ready: {ask(Address(host, port, _tls(settings), uds))}")
 
 

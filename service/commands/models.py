@@ -30,7 +30,7 @@ _COMMAND_TIMEOUT = 600.0  # seconds; loading a model may take long
 _SAMPLE = re.compile(r"^(foldserve_\w+)\{([^}]*)\} (\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
-# For each (metric, model, version): the sum for each value of the label `le`.
+# Maps (metric, model, version) to the sums of the samples, by the value of the label `le`.
 Metrics = Mapping[tuple[str, str, str], Mapping[str, float]]
 
 
@@ -221,8 +221,9 @@ def _p99(before: Mapping[str, float], after: Mapping[str, float]) -> float | Non
 
     The result is the smallest bucket bound that at least 99% of the requests do not exceed.
 
-    Only the requests between the two scrapes count. If there were no such requests, all requests since the start of the
-    server count. Returns None if the server has received no request at all, or if the smallest bound is infinite.
+    Only the requests between the two scrapes count. If no request came between the scrapes, all requests since the
+    start of the server count. Returns None if the server has received no request at all, or if the smallest bound is
+    infinite.
     """
     bounds = sorted(after, key=float)
     counts = [after[bound] - before.get(bound, 0) for bound in bounds]

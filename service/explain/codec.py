@@ -56,7 +56,7 @@ class ExplanationCodec:
         if len(request.rows) > self._max_rows:
             raise InvalidInput(f"the request has {len(request.rows)} rows; at most {self._max_rows} can be explained")
         request.encodes_slowly = len(request.rows) * self._width > _MANY_CONTRIBUTIONS
-        request.counts = None  # the metrics count unusual values only in predictions
+        request.counts = None  # the metrics don't count unusual values in explanation requests
         request.rows = join(request.rows, self._wanted)
         request.encode = self._encode
         return request

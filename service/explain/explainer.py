@@ -35,11 +35,11 @@ TOLERANCE = 1e-5
 """The largest allowed gap of an explanation: the difference between the output and the sum of the offset and the
 contributions, divided by the largest of these numbers."""
 
-# The numbers of quadrature points, which are tried in turn. The next number is tried only for the rows whose
+# The numbers of quadrature points, which are tried in turn. A larger number of points is tried only for rows whose
 # explanation still has a gap above _TARGET.
 _POINTS = (8, 32, 128, 512)
 _TARGET = TOLERANCE / 10
-# One evaluation of the network has at most this number of points, summed over its rows.
+# The network is evaluated at no more than this number of points at a time, over all rows together.
 _STEP = 2048
 
 

@@ -43,7 +43,7 @@ def _points(feature: Feature) -> tuple[Floats, Floats]:
     """
     edges, counts = np.array(feature.histogram.edges), np.array(feature.histogram.counts, np.float64)
     values = (edges[:-1] + edges[1:]) / 2
-    if feature.kind != "numeric":  # the values of any other kind are whole numbers
+    if feature.kind != "numeric":  # every other kind of feature has only whole numbers as values
         values = np.rint(values)
     shares = counts / max(counts.sum(), 1.0) * (1 - feature.missing_share)
     rest = 1 - shares.sum()  # the share of rows without a value

@@ -102,7 +102,7 @@ class LocalControl:
             await asyncio.shield(asyncio.wrap_future(self._coordinator.submit(command)))
 
     def answer_with(self, answer: Callable[[str], str]) -> None:
-        """Let the function `answer` answer the questions to this process."""
+        """Use the function `answer` to answer the questions that this process receives."""
         self._answer = answer
 
     async def ask(self, question: str) -> Sequence[str]:

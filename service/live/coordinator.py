@@ -32,7 +32,7 @@ from foldserve.service.settings import Settings
 
 log = logging.getLogger("foldserve")
 
-# The largest number of models that the error message of a failed start names.
+# When a start fails, the error message names at most this number of models.
 _MOST_REASONS = 3
 # The largest number of rounds in one change. If a version is refused, the policy may ask for an older version, which is
 # tried in the next round.

@@ -98,8 +98,8 @@ class ModelPlan(Message):
     """One model.
 
     versions: the versions by number. current: the active version, which answers a request that names no version; None
-    if no version is active. labels: the version number of each label. canary: the label `canary` answers this share of
-    the requests that name no version.
+    if no version is active. labels: maps each version label to a version number. canary: the label `canary` answers
+    this share of the requests that name no version.
     reason: why the folder of the model can't be read; None if it can.
     """
 

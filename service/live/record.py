@@ -61,7 +61,7 @@ class _Version:
 class _Decision:
     """An operator's choice of the active version.
 
-    The choice is valid until a version whose number is above `newest` serves.
+    The choice is valid until a version with a number above `newest` serves.
     """
 
     current: int
@@ -91,7 +91,7 @@ class ModelRecord:
         self._unreadable: str | None = None
         self._wishes = self._before = _Wishes()
         self._current: int | None = None
-        self._history: list[int] = []  # the versions that have answered requests, in the order of time
+        self._history: list[int] = []  # the versions that have answered requests, the oldest first
 
     @property
     def _policy(self) -> ModelPolicy:
@@ -128,7 +128,7 @@ class ModelRecord:
 
     @property
     def gone(self) -> bool:
-        """Whether the model has no version left, because its files were removed."""
+        """Whether the files of all versions of the model were removed."""
         return not self._versions and self._unreadable is None
 
     def due(self, now: float) -> float:
@@ -237,8 +237,8 @@ class ModelRecord:
         return answered[-1] if answered else max(present)
 
     def shortfall(self, command: Command) -> str | None:
-        """Check whether a command has led to the state that it asks for. If the state is another one, undo the command
-        and return the reason. Otherwise return None.
+        """Return None if a command has led to the state that the command asks for. If the state is different, undo the
+        command and return the reason.
         """
         reason = None
         decision = self._wishes.decision

@@ -70,7 +70,7 @@ def _measures(parts: Sequence[Changes]) -> dict[str, Any]:
 
 
 def _excesses(measures: dict[str, Any], trial: Trial) -> Iterator[str]:
-    """Yield a text about each limit that the measures exceed."""
+    """Yield one text for each limit that the measures exceed."""
     rows = measures["rows"]
     if "not_finite" in measures:
         yield f"{measures['not_finite']} of {rows} live rows have an output that is not finite"

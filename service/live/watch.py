@@ -41,7 +41,7 @@ def _watch(folder: Path, on_change: Callable[[], object], stopped: threading.Eve
                 ignore_permission_denied=True,
             ):
                 on_change()
-                if not folder.is_dir():  # inotify still watches a folder that was removed
+                if not folder.is_dir():  # inotify does not stop when the folder is removed
                     break
         except (OSError, RuntimeError) as error:
             if not warned:

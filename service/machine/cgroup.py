@@ -73,7 +73,7 @@ def _groups(
     """Yield the folder and the file names of each group of this process, from the innermost group to the root.
 
     The limits of all groups of this process apply. In a container, the kernel may report the group's path on the host.
-    The container has no group with this path, so only the root group exists in the container.
+    No group inside the container has this path, so only the root group is found there.
     """
     for line in _read(root / "proc/self/cgroup").splitlines():
         parts = line.split(":", 2)

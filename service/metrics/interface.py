@@ -14,13 +14,13 @@ from foldserve.service.bundle import Manifest, Parity
 from foldserve.service.errors import RequestError
 
 # The batcher calls this function after each run, before the callers get their rows. The arguments of the function are
-# the number of rows, the seconds of the run, and a list of waits. The list has the queue time in seconds of each entry
-# that starts in this run.
+# the number of rows, the seconds of the run, and a list of waits. The list contains, for each entry that starts in this
+# run, the seconds that the entry has waited in the queue.
 BatchObserver = Callable[[int, float, list[float]], None]
 
 
 def ignore_batch(rows: int, seconds: float, waited: list[float]) -> None:
-    """Ignore a run of the model."""
+    """Do nothing: an observer for a batcher whose runs are not counted."""
 
 
 # The outcomes of a request with a valid API key, in order: the request is accepted; the key lacks the scope; the key
@@ -39,9 +39,9 @@ Counts = Mapping[tuple[Unusual, str], int]
 MAX_DEFERRED_VALUES = 256
 
 
-# The outcomes of an entry of a feedback request. "counted": the labels of the entry were counted. "unknown": the server
-# does not remember the request of the entry. "mismatched": the labels do not fit the request of the entry. "repeated":
-# a row had a label already.
+# The possible outcomes of one entry in a feedback request. "counted": the labels of the entry were counted. "unknown":
+# the server does not remember the request of the entry. "mismatched": the labels do not fit the request of the entry.
+# "repeated": a row had a label already.
 FeedbackOutcome = Literal["counted", "unknown", "mismatched", "repeated"]
 
 
@@ -157,7 +157,7 @@ class Metrics:
 class Totals:
     """The work of one model since the start: counts, sums of seconds, and the Unix time of the last response.
 
-    queued: the number of entries that have left the queue because their run began.
+    queued: the number of entries that have waited in the queue and whose run has begun.
     """
 
     succeeded: int

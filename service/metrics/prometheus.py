@@ -68,7 +68,7 @@ _MAX_PENDING = 4096
 # model has more features than this number, its series are created only with their first values, because so many empty
 # series would make every scrape large.
 _MAX_EARLY_SERIES = 1_000
-# The series of this number of unloaded models are kept.
+# For this number of unloaded models, the series are kept.
 _MOST_UNLOADED = 16
 
 
@@ -396,7 +396,7 @@ class PrometheusMetrics(Metrics):
     def text(self) -> bytes:
         """Return all metrics in Prometheus's text format, as of the last `flush`. Any thread may call this method.
 
-        `set_figures` sets the metrics of drift and quality before a call of `text`. Writing the text for a thousand
+        Call `set_figures` first, because it sets the metrics of drift and quality. Writing the text for a thousand
         models takes a second, so call this method outside the event loop.
         """
         text: bytes = generate_latest(self._scraped)
@@ -406,7 +406,8 @@ class PrometheusMetrics(Metrics):
     def totals(self, models: Sequence[tuple[str, str]]) -> list[Totals]:
         """Return the totals of each model over all workers, as of the last `flush`. Any thread may call this method.
 
-        models: the names and versions of the models. Like `text`, call this method outside the event loop.
+        models: the names and versions of the models. This method can be as slow as `text`, so call it outside the event
+        loop.
         """
         samples: dict[tuple[str, str], list[Sample]] = {model: [] for model in models}
         for family in self._scraped.collect():

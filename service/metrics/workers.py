@@ -13,7 +13,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 class WorkersCollector(MultiProcessCollector):
     """Reads the counts of all workers. The collector skips the empty file of a worker that is still starting.
 
-    prometheus_client raises an error for an empty file. A worker creates an empty file, and gives this file a size a
+    prometheus_client raises an error for an empty file. A worker first creates an empty file, and sets its size a
     moment later.
     """
 

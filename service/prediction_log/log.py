@@ -63,7 +63,7 @@ class Recorder:
         self.columns = columns
 
     def add(self, request_id: str | None, rows: Rows, outputs: Outputs) -> None:
-        """Take one answered request. rows: float32 [rows, features]; outputs: float32 [rows, outputs]."""
+        """Queue an answered request for the log. rows: float32 [rows, features]; outputs: float32 [rows, outputs]."""
         copies = (array.copy() if array.nbytes <= _COPIED_BYTES else array for array in (rows, outputs))
         self._owner.add(self, Sample(time.time_ns() // 1000, request_id, *copies))
 

@@ -1,8 +1,8 @@
 """Counts the values of rows in the bins of the training histograms.
 
-This module does not depend on the time. Each feature has these bins, in this order: values below the first edge, the
-bins of the training histogram, values above the last edge, and missing values. For a categorical feature, the bin above
-the last edge counts the unseen categories.
+This module does not read the clock. Each feature has these bins, in this order: values below the first edge, the bins
+of the training histogram, values above the last edge, and missing values. For a categorical feature, the bin above the
+last edge counts the unseen categories.
 """
 
 from __future__ import annotations

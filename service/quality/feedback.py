@@ -46,8 +46,8 @@ class Outcome(BaseModel):
 
 
 class Entries(BaseModel):
-    """The entries of a request that have one kind of problem. indices: the indices of these entries in the request,
-    from 0.
+    """All entries of a request that have the same kind of problem. indices: the indices of these entries in the
+    request, from 0.
     """
 
     count: int

@@ -1,4 +1,4 @@
-"""Turns the drift of one version into values for the metrics. The number of these values is limited."""
+"""Turns the drift of one version into a limited number of values for the metrics."""
 
 from __future__ import annotations
 

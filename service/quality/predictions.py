@@ -76,8 +76,8 @@ class Predictions:
     """The predictions of the last `size` rows. Only one event loop calls the methods of `Predictions`.
 
     If two requests have the same id, only the later request is remembered. A request with more rows than `size` is not
-    remembered. If the access log or traces are on, every request has an id and is remembered, so remembering must be
-    cheap. The index is built only when a search needs it.
+    remembered. If the access log or traces are on, every request has an id and is remembered. The index is built only
+    when a search needs it, so that remembering a request is cheap.
     """
 
     def __init__(self, size: int) -> None:

@@ -50,7 +50,7 @@ class Stability:
 
     def __init__(self, features: Sequence[Feature], bins: FeatureBins) -> None:
         self._size = bins.size
-        self._target = np.arange(bins.size)  # for each bin, the index of the bin to which its count is added
+        self._target = np.arange(bins.size)  # maps each bin to the bin into which it is merged
         for feature, own in zip(features, bins.slices, strict=True):
             self._target[own.start] += 1
             if feature.kind != "categorical":
@@ -77,7 +77,7 @@ class Stability:
     def _shares(self, counts: Numbers, used: Numbers, count: Numbers) -> Numbers:
         """For each bin, return its share of all counts of its feature.
 
-        An unused bin gets the share 1 in training and live, so that it adds 0 to the PSI.
+        An unused bin gets the share 1 both in training and in the live rows, so that the bin adds 0 to the PSI.
         """
         totals = self._sums(counts) + _ADDED * count
         sizes = np.diff([*self._starts, self._size])

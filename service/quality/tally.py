@@ -21,7 +21,7 @@ PARTS = 12
 
 
 class Sum(IntEnum):
-    """The indices of the first numbers in the array of counts.
+    """The meaning of the first numbers in the array of counts, by their index.
 
     After the numbers of `Sum`, the array has the counts in the bins of the features, and the counts of the predicted
     classes. A counted row has a weight, which is the number of rows that it represents. `ROWS` is the sum of the

@@ -1,6 +1,6 @@
 """Runs a model on the CPU. Small batches are copied into arrays to which the session is bound.
 
-This module owns a session and the arrays to which the session is bound. This module does not depend on bundles.
+This module owns the session and its arrays, and does not depend on bundles.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from foldserve.service.runtime.session import open_cpu, run_options
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-# Batches of at most this number of rows use arrays that are bound to the session. For larger batches, bound arrays
+# Batches of at most this number of rows use arrays that are bound to the session. For larger batches, binding arrays
 # would save no measurable time.
 _MAX_BOUND_ROWS = 32
 
@@ -33,7 +33,7 @@ class CpuRunner:
             tensor.type == "tensor(float)" and len(tensor.shape) == 2 and type(tensor.shape[1]) is int
             for tensor in (self._input, self._output)
         )
-        self._bindings: dict[tuple[int, ...], _Binding] = {}  # the bound arrays for each shape of the rows
+        self._bindings: dict[tuple[int, ...], _Binding] = {}  # maps a shape of the rows to the arrays for this shape
 
     def run(self, rows: Rows) -> Outputs:
         """Run the model on one batch. Raises any exception of ONNX Runtime."""
@@ -48,8 +48,8 @@ class CpuRunner:
 
 
 class _Binding:
-    """An input array and an output array that are bound to the session, for batches of one size. Bound arrays halve the
-    time of a small run.
+    """An input array and an output array that are bound to the session, for batches of one size. Binding these arrays
+    to the session halves the time of a small run.
     """
 
     def __init__(self, session: ort.InferenceSession, inputs: ort.NodeArg, outputs: ort.NodeArg, size: int) -> None:

@@ -69,7 +69,7 @@ class CudaRunner:
         self._one_run = threading.Lock()
         self._closed = False
         self.lost = False
-        # When `_open` has opened a session again, it calls this function with the function that runs the new session.
+        # After `_open` has opened a new session, it passes the function that runs this session to `check_reopened`.
         # `check_reopened` raises an error unless the new session reproduces the golden outputs.
         self.check_reopened: Callable[[Run], object] = lambda _: None
         self._session: Any = None
@@ -113,7 +113,8 @@ class CudaRunner:
             self._stream.wait()
             self.check_reopened(self._run)
         except BaseException as error:
-            # The frames of the error hold the session, and the destructor of the session uses the stream.
+            # The traceback's frames keep the session alive, and the session's destructor uses the stream, so clear the
+            # frames before the stream is closed.
             traceback.clear_frames(error.__traceback__)
             self._close()
             raise
@@ -142,7 +143,7 @@ class CudaRunner:
             works = self._stream.works()
             if works and not failed and not out_of_memory:
                 raise
-            # The frames of the error hold the old session, and the next session needs the memory of the old session.
+            # The traceback's frames keep the old session alive, but the next session needs the old session's memory.
             traceback.clear_frames(error.__traceback__)
         if out_of_memory and works:
             self._reopen()
@@ -177,9 +178,9 @@ class CudaRunner:
 
 
 class CudaFailure(Exception):  # noqa: N818 (only ever a cause)
-    """An exception with the text of an error of ONNX Runtime or CUDA.
+    """An exception that contains the message of an ONNX Runtime or CUDA error.
 
-    This exception has no traceback, because a traceback would hold the session.
+    This exception has no traceback, because a traceback would keep the session alive.
     """
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Runtime then plans one block of memory for all tensors. The second run allocates this block of memory.
 _RUNS_BEFORE_CAPTURE = 2
 # A kernel writes outputs of at most this number of bytes directly to the host. Larger outputs are copied after the run,
-# which is then faster.
+# because the copy is then faster than direct writes.
 _MOST_WRITTEN = 2**14
 _SLOTS = 2  # the GPU computes one piece while the host copies the next piece
 # Several threads fill the page-locked memory, because one thread copies only about a fifth as fast as the bus to the
@@ -68,8 +68,8 @@ class BoundBuffers:
         for _ in range(_RUNS_BEFORE_CAPTURE):
             add_run()
         self._stream.wait()
-        # `add_run` is a partial object instead of a lambda. After an error, a lambda in the frames of the error would
-        # still refer to the session, even after `traceback.clear_frames`.
+        # `add_run` is a partial object, not a lambda. After an error, a lambda in the traceback's frames would keep the
+        # session alive, even after `traceback.clear_frames`.
         self._replay = self._stream.capture(add_run)
 
     def run(self, rows: Rows) -> Outputs:

@@ -135,8 +135,8 @@ class Stream(Protocol):
     def capture(self, add_work: Callable[[], object]) -> Callable[[], None]:
         """Record the work that `add_work` adds to the stream.
 
-        Return a function that adds the recorded work to the stream again. The device does not do the work while the
-        work is recorded. Any thread may call the returned function, until `close` is called.
+        Return a function that adds the recorded work to the stream again. The device does not execute the work during
+        the recording. Any thread may call the returned function, until `close` is called.
         """
 
     def wait(self) -> None:
@@ -171,7 +171,7 @@ class CudaStream:
             raise DeviceError(f"CUDA is not available, `foldserve doctor` shows why: {error}") from error
         self._copies = 0  # the address of a second stream, which copies while the first stream computes
         self._events: list[int] = []
-        self._buffers: dict[int, Buffer] = {}  # each buffer by its address on the device
+        self._buffers: dict[int, Buffer] = {}  # maps an address on the device to its buffer
         self._graphs: list[c_void_p] = []
 
     def buffer(self, shape: tuple[int, int]) -> Buffer:
@@ -233,8 +233,8 @@ class CudaStream:
     def capture(self, add_work: Callable[[], object]) -> Callable[[], None]:
         """Record the work that `add_work` adds to the stream.
 
-        Return a function that adds the recorded work to the stream again. The device does not do the work while the
-        work is recorded. Any thread may call the returned function, until `close` is called. Raises any exception of
+        Return a function that adds the recorded work to the stream again. The device does not execute the work during
+        the recording. Any thread may call the returned function, until `close` is called. Raises any exception of
         `add_work`, for example if `add_work` allocates memory. Raises `CaptureError` if the work calls a function on
         the host. ONNX Runtime frees memory with functions on the host, so only the first launch may call these
         functions.

@@ -29,8 +29,8 @@ Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _WITHOUT_CUDA = "this ONNX Runtime is built without CUDA; foldserve[gpu] brings one that has it"
 LOG_WARNINGS, LOG_NOTHING = 2, 4  # ONNX Runtime's severities "warning" and "fatal"
-# An error with one of these texts means that memory is full. Some texts come from ONNX Runtime's arena, some from its
-# memory limit, and some from CUDA.
+# An error with one of these texts means that memory is full. ONNX Runtime's arena, its memory limit and CUDA each have
+# their own error texts.
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|Failed to allocate memory|smaller than requested bytes|free memory block|ALLOC_FAILED"
     r"|cudaErrorMemoryAllocation",

@@ -20,9 +20,9 @@ from foldserve.service.runtime.session import Options
 # The kernels of these operators write each output once, and never read the output. A Gemm may read its output to add to
 # it, so the output of a Gemm must be in the memory of the device.
 _WRITE_ONLY = {"Softmax", "Sigmoid"}
-# The biases are moved into the weights only if the model has at most this number of bytes. In a larger model, the added
-# column takes more time than the kernel that adds a bias. For example, cuBLAS needs one more tile for 1,025 columns
-# than for 1,024.
+# The biases are moved into the weights only if the model has at most this number of bytes. In a larger model, the
+# additional column costs more time than the kernel that adds a bias. For example, cuBLAS needs one more tile for 1,025
+# columns than for 1,024.
 _SMALL = 2**20
 _PIECE = 2**23  # bytes of a piece: large enough to keep a GPU busy, small enough to hide the first copy
 # The number of columns is rounded up to a multiple of this number, so that each row of float32 begins at a multiple of
@@ -102,7 +102,7 @@ class _Biases:
     def _widen(self, node: onnx.NodeProto) -> None:
         """Widen the weights of a Gemm for the columns that were added to its input.
 
-        If another Gemm follows, also add such columns to the output.
+        If another Gemm follows, also widen the output by the columns that the next Gemm needs.
         """
         weights, bias = (numpy_helper.to_array(self._constants[name]) for name in node.input[1:3])
         taken, given = self._wider.get(node.input[0], 0), 0

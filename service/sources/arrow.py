@@ -44,7 +44,7 @@ def stream(path: Path) -> Stream:
                     yield opened.get_batch(place).select(list(columns)), (place + 1) / opened.num_record_batches
             else:
                 for batch in opened:
-                    yield batch.select(list(columns)), 0.0  # unknown share: a stream does not give its number of rows
+                    yield batch.select(list(columns)), 0.0  # unknown share, as a stream has no row count
 
     return Stream(path.name, pa.schema([schema.field(name) for name in names]), True, open_batches, notes=notes)
 

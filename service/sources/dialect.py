@@ -57,7 +57,7 @@ def _decode(name: str, head: bytes, given: str | None) -> tuple[str, str, tuple[
         return "utf-8", codecs.getincrementaldecoder("utf-8-sig")().decode(head), ()
     except UnicodeDecodeError as error:
         line = head[: error.start].count(b"\n") + 1
-        for encoding in ("cp1252", "latin-1"):  # cp1252 does not define five byte values, latin-1 defines all
+        for encoding in ("cp1252", "latin-1"):  # cp1252 leaves five byte values undefined, but latin-1 defines all
             try:
                 text = head.decode(encoding)
             except UnicodeDecodeError:

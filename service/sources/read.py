@@ -41,8 +41,9 @@ def read(
 ) -> Source:
     """Open the file, the folder, the standard input or the built-in table that `source` names.
 
-    on_read: a function that is called with the share of the source that was read. more: further files, whose rows
-    follow those of `source`. Raises `SourceError` with the column or row if the source is not a table.
+    on_read: a function that is called with the share of the source that was read so far, from 0 to 1. more: further
+    files, whose rows follow those of `source`. Raises `SourceError` with the column or row if the source is not a
+    table.
     """
     names = [file for each in (source, *more) for file in list_files(each, built_in)]
     if len(names) == 1:

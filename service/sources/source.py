@@ -70,9 +70,9 @@ class Stream:
 
     schema: the names and types of the columns; None for JSON lines, whose values have types of their own.
     typed: as in `Source`.
-    open: a function of the names of the wanted columns and the indices of the wanted groups; None means all groups. The
-    function yields batches of any size. With each batch, it also yields the share of the file that was read so far,
-    from 0 to 1.
+    open: a function that yields batches of any size, each with the share of the file that was read so far, from 0 to 1.
+    The arguments of the function are the names of the wanted columns and the indices of the wanted groups. None means
+    all groups.
     groups: the numbers of rows of the parts that can be read alone, such as the row groups of a Parquet file. () means
     that no part of the file can be read alone.
     """

@@ -23,7 +23,7 @@ _Convert = Callable[[_Numbers, npt.NDArray[np.bool_]], pa.Array]
 
 
 class TableDecoder:
-    """Decodes the rows of one model. `TableEncoder` encodes the decoded columns to the same rows again.
+    """Decodes the rows of one model. If `TableEncoder` encodes the decoded columns, it returns the original rows.
 
     The Arrow types are float32 for a number, bool for a boolean, and timestamp for a time. A category has the type of
     the categories. A missing value is null. An unseen category becomes `UNSEEN` in a column of texts, or the number

@@ -1,7 +1,7 @@
 """Turns batches of JSON objects into float32 [rows, features]. If a value is bad, only its row is refused.
 
 A JSON object follows the rules for an instance in the friendly protocol, with two exceptions. An object may lack the
-name of a feature, because JSON lines usually leave out a missing value. An object may also have names that the model
+name of a feature, because JSON lines usually leave out a missing value. An object may also have members that the model
 does not use.
 """
 

@@ -13,7 +13,8 @@ Status = Literal["ok", "note", "wrong"]
 class Result:
     """The result of one check, as `--json` prints it.
 
-    found: one line of text. remedy: one line, if possible a command. remedy is None if the status is not `wrong`.
+    found: what the check found, in one line. remedy: one line, if possible a command. remedy is None if the status is
+    not `wrong`.
     """
 
     name: str
@@ -27,9 +28,9 @@ class Check:
     """One check.
 
     examine: a function that performs the check. If there is no problem, the function returns either a complete
-    `Result`, or only the text for `Result.found`. If something is wrong, it raises `ProblemError` or any other
-    exception. remedy: the remedy for each problem that does not bring its own remedy. cuda: whether only machines that
-    serve on CUDA need the check.
+    `Result`, or only the text for `Result.found`. If there is a problem, the function raises `ProblemError` or any
+    other exception. remedy: the remedy that is printed for a problem, unless the `ProblemError` contains another
+    remedy. cuda: True if the check matters only on machines that serve with CUDA.
     """
 
     name: str

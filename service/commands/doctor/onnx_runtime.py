@@ -125,7 +125,7 @@ def _captured_stderr() -> Iterator[Callable[[], str]]:
 
 
 def _logged_reason(raised: str, logged: str) -> str | None:
-    """Return the reason why an execution provider did not load, or the error code of CUDA.
+    """Return the reason why an execution provider did not load, or CUDA's error code.
 
     ONNX Runtime writes the reason only to its log. The exception does not give this reason: it only says that a
     fallback to the CPU is disabled.

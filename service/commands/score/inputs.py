@@ -23,7 +23,7 @@ from foldserve.service.text import join_some
 
 # Row groups are added to a piece until the piece has at least this number of rows.
 _PIECE_ROWS = 1 << 20
-# A chunk has at most 8,192 rows and about 2**20 values. The rows of a chunk then fit into the CPU's cache.
+# A chunk has at most 8,192 rows and about 2**20 values. These limits make the rows of a chunk fit into the CPU's cache.
 _CHUNK_ROWS, _CHUNK_VALUES = 8_192, 1 << 20
 # The number of chunks that are read in advance. A batch of a Parquet file has fewer chunks than this number.
 _CHUNKS_AHEAD = 16
@@ -34,8 +34,8 @@ class Piece:
     """A part of the input: a whole file, or some row groups of a Parquet file.
 
     file: the path of the file, as the user named it. path: the absolute path of the file. first_row: the index of the
-    first row in the file. groups: the groups of the stream to read; None for the whole file. before: the part of all
-    input bytes that come before this file, from 0 to 1. share: the share of all input bytes that are in this file.
+    first row in the file. groups: the groups of the stream to read; None for the whole file. before: the share of all
+    input bytes that are in earlier files, from 0 to 1. share: the share of all input bytes that are in this file.
     """
 
     file: str
@@ -48,7 +48,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some rows of a piece. first_row: the index of the first row in the file. share: the part of all input bytes that
+    """Some rows of a piece. first_row: the index of the first row in the file. share: the share of all input bytes that
     was read so far, from 0 to 1.
     """
 

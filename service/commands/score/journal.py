@@ -36,7 +36,7 @@ _PART_ROWS = 1 << 22
 class Journal:
     """The finished parts of one run, and the part that is being written.
 
-    The caller must close the journal. After that, another run can use the folder.
+    The caller must close the journal, so that another run can use the folder.
     """
 
     def __init__(self, folder: Path, lock: int) -> None:

@@ -26,9 +26,9 @@ NOT_FINITE = "the model gives a value that is not finite, because the numbers ar
 class Scored:
     """The result of one chunk.
 
-    piece, chunk: the place of the chunk in the input. rows: the number of input rows. answers: the answers to the
-    accepted rows. refused: the refused rows with their reasons; None if there are none. unusual: the number of values
-    that training has not seen, by kind and feature. share: as in `Chunk`.
+    piece, chunk: the numbers of the piece and of the chunk in the input. rows: the number of input rows. answers: the
+    answers to the accepted rows. refused: the refused rows with their reasons; None if there are none. unusual: the
+    number of values that training has not seen, by kind and feature. share: as in `Chunk`.
     """
 
     piece: int

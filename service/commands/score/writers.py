@@ -1,6 +1,6 @@
 """Writers of answers: CSV, Parquet, Arrow and JSON lines. A writer needs only a binary stream, not a path.
 
-The bytes depend only on the answers. The division of the answers into batches does not change the bytes.
+The written bytes depend only on the answers, not on how the answers are divided into batches.
 """
 
 from __future__ import annotations

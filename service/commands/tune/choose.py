@@ -17,11 +17,11 @@ from foldserve.service.figures import count_of, format_duration
 from foldserve.service.runtime.session import Device
 
 # A CUDA graph needs GPU memory, so `tune` chooses a graph only if the graph saves at least this share of the time. The
-# time of the graph is compared with the time of the next larger graph and with the time of a plain run.
+# graph must be faster than the next larger graph, and faster than a run without a graph.
 _GRAPH_SAVING = 0.05
-# The number of threads is doubled only if this makes the runs faster by this factor, on average over the batch sizes.
-# If the factor is lower, additional processes use the cores better: two processes on two cores do twice the work of one
-# process.
+# The number of threads is doubled only if the runs become faster by this factor, on average over the batch sizes. If
+# doubling the threads gains less, it is better to use the cores for more processes: two processes on two cores do twice
+# the work of one process.
 _THREADS_GAIN = 1.5
 # Each process needs memory for a copy of the model, so more processes are chosen only if the rows per second grow by at
 # least this factor.

@@ -159,7 +159,7 @@ def _measure_rounds(
     turn = 0
     while turn < _MIN_ROUNDS or time.perf_counter() - start < seconds:
         for batch, measured in plan.items():
-            first = turn % max(1, len(measured))  # each round begins with another variant than the round before
+            first = turn % max(1, len(measured))  # each round begins with the next variant
             for variant in measured[first:] + measured[:first]:
                 medians[variant.name, batch].append(_median_run(variant.run, pool, batch, generator))
         pool = draw(manifest, len(pool), generator)

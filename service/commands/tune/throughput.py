@@ -72,10 +72,10 @@ def _processes(count: int, task: tuple[Path, Options, Load]) -> Iterator[list[Co
     The processes end when the context ends.
     """
     context = multiprocessing.get_context("spawn")
-    # Start the resource tracker now, because a new process would otherwise start it, which would unblock SIGINT.
+    # Start the resource tracker before a new process does it, because starting the tracker unblocks SIGINT.
     resource_tracker.ensure_running()
     connections: list[Connection] = []
-    processes: list[Any] = []  # the class of the spawn context's processes is not public
+    processes: list[Any] = []  # Any, because the class of these processes is not public
     try:
         for _ in range(count):
             with sigint_blocked():  # only this process handles Ctrl-C; it ends the other processes

@@ -1,4 +1,4 @@
-"""What both measurements need: random rows, batch sizes, a function that opens a model, and the text of an error."""
+"""Helpers for both measurements: random rows, batch sizes, a function that opens a model, and the text of an error."""
 
 from __future__ import annotations
 
