@@ -48,7 +48,7 @@ _DAY_SECONDS = 86_400.0
 class Service:
     """The parts of one serving process.
 
-    page: whether the path / serves the page.
+    page: whether the server shows its web page at the path /.
     strict_readiness: whether the server is ready only if every model is ready.
     memory: the counter of the bytes that the bodies of all requests hold.
     observer: gets the record of each request; None if requests are neither logged nor traced.
@@ -165,7 +165,7 @@ def _prediction_log(settings: Settings, metrics: Metrics) -> PredictionLog | Non
     if path is None:
         return None
     try:
-        # This import comes late, because it needs pyarrow and takes long.
+        # This import is here, not at the top of the file, because it is slow and needs pyarrow.
         from foldserve.service.prediction_log.log import Limits, PredictionLog
     except ImportError as error:
         raise StartError("--prediction-log needs pyarrow: pip install 'foldserve[score]'") from error

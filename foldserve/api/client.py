@@ -35,11 +35,11 @@ class Client:
 
     url: the address of the server. model: the name of the model; by default, the server's only or default model.
     version: the version of the model; by default, the active version. api_key: the API key, if the server needs a key.
-    deadline: the seconds that one call may take; the server drops rows that can't run in time. timeout: the client
-    closes a connection on which no byte arrives for this number of seconds. retries: limits how often and how long the
-    client waits for a busy server. chunk_rows: the largest number of rows in one request; a larger table is sent in
-    several requests. refresh: after this number of seconds, the client asks again for the active version. http: an
-    httpx client with other settings, such as certificates; its `base_url` is the address of the server.
+    deadline: the seconds that one call may take; the server drops rows that can't run in time. timeout: if no byte
+    arrives on a connection for this number of seconds, the client closes the connection. retries: limits how often and
+    how long the client waits for a busy server. chunk_rows: the largest number of rows in one request; a larger table
+    is sent in several requests. refresh: after this number of seconds, the client asks again for the active version.
+    http: an httpx client with other settings, such as certificates; its `base_url` is the address of the server.
 
     A call raises `InvalidInput` or `TableError` for a table that does not fit the model. `InvalidInput` and
     `TableError` are subclasses of `ValueError`. If the server sends no predictions, the call raises a `ClientError`

@@ -64,8 +64,8 @@ class Retries:
     Retry-After.
 
     attempts: the largest number of retries of one request. most_wait: the maximum total time, in seconds, that one call
-    waits before its retries. The client repeats a request only if the wait before the repetition fits into the rest of
-    this time.
+    waits before its retries. The client repeats a request only if enough of this time is left for the wait before the
+    repetition.
     """
 
     attempts: int = 4

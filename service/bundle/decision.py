@@ -22,7 +22,7 @@ class Decision:
     labels: the label of each class. threshold: None if the class with the largest probability is predicted.
     positive: the index of the class whose probability is compared with the threshold; 0 if there is no threshold.
     names: a different text for each class. A name is the label itself if the label is a text, and otherwise the JSON
-    text of the label. If this rule gives two equal names, all names are the JSON texts of the labels.
+    text of the label. If two names would be equal, every name is the JSON text of its label.
     """
 
     def __init__(self, labels: tuple[Label, ...], threshold: Threshold | None = None) -> None:

@@ -27,7 +27,7 @@ def run(path: Path, *, as_json: bool = False, whole: bool = False) -> None:
 
     path: the folder of the bundle, or the folder of a model, whose newest version is printed.
     as_json: whether to print one JSON object with all contents instead of the tables. whole: whether to print all
-    features, all labels and the golden rows. Raises `BundleError` if the bundle is not whole.
+    features, all labels and the golden rows. Raises `BundleError` if the bundle is incomplete or damaged.
     """
     bundle = find_bundle(path)
     manifest = bundle.manifest

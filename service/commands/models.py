@@ -26,7 +26,7 @@ from foldserve.service.errors import CommandRefused, SettingsError
 from foldserve.service.settings import Settings
 
 _SECONDS = 1.0  # seconds between the two scrapes from which rates are computed
-_COMMAND_TIMEOUT = 600.0  # seconds; loading a model may take long
+_COMMAND_TIMEOUT = 600.0  # seconds; loading a model may take a long time
 _SAMPLE = re.compile(r"^(foldserve_\w+)\{([^}]*)\} (\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
@@ -36,7 +36,7 @@ Metrics = Mapping[tuple[str, str, str], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Server:
-    """A running server. main: answers predictions. admin: answers the requests for metrics and the commands. key: the
+    """A running server. main: answers predictions. admin: answers requests for metrics, and executes commands. key: the
     API key.
     """
 
@@ -137,7 +137,7 @@ def show(server: Server, *, as_json: bool) -> None:
     """Print every version of every model. Raises `CommandRefused`.
 
     Rates and latencies come from two scrapes of the metrics. Rates and latencies are left out if the server has no
-    metrics, or if the key gives no right to read the metrics.
+    metrics, or if the key does not allow reading the metrics.
     """
     index = server.get(server.admin, "POST", "/v2/repository/index")
     before, began = _scrape(server), time.monotonic()

@@ -1,9 +1,9 @@
 """Explains the outputs of one model: each output is the sum of an offset and the contributions of the features.
 
 If all activations of a network are piecewise linear, such as ReLU, the network is an affine map near each row. The
-output of such a network is the offset, plus the sum of slope * (column - reference) over all columns, and the
-contributions are exact. The offset is the value of this affine map at the reference. The reference is the mean of the
-training rows. The slopes come from one backward pass at the row.
+output of a piecewise linear network is the offset, plus the sum of slope * (column - reference) over all columns, and
+the contributions are exact. The offset is the value of this affine map at the reference. The reference is the mean of
+the training rows. The slopes come from one backward pass at the row.
 
 For other activations, the contributions are integrated gradients on the straight line from the reference to the row
 (Sundararajan, Taly, Yan, 2017, https://arxiv.org/abs/1703.01365). The integrals come from Gauss-Legendre quadrature.

@@ -2,8 +2,8 @@
 
 Each operation has a method for the forward pass and a method for the backward pass. The backward pass also computes the
 share of the constants, which is the part of the output that comes from constants. If all activations of a network are
-piecewise linear, the network is an affine map near each row. The output of such a network is the sum of slope * input
-over all inputs, plus the share of the constants. This module does not depend on the preprocessing.
+piecewise linear, the network is an affine map near each row. The output of a piecewise linear network is the sum of
+slope * input over all inputs, plus the share of the constants. This module does not depend on the preprocessing.
 """
 
 from __future__ import annotations

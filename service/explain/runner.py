@@ -51,8 +51,8 @@ class ExplanationRunner:
     def run(self, rows: npt.NDArray[np.float32]) -> Outputs:
         """Explain rows that `join` has made. The function `split` decodes the returned array.
 
-        Raises `NotExplainable`, and `ModelNotReady` if the bundle is no longer the one that was loaded. After
-        `ModelNotReady`, the next call reads the bundle again, because the files may have been repaired.
+        Raises `NotExplainable`. Raises `ModelNotReady` if the files of the bundle have changed since it was loaded.
+        After `ModelNotReady`, the next call reads the bundle again, because the files may have been repaired.
         """
         if self._loaded is None:
             self._loaded = self._load()

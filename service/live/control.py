@@ -45,7 +45,7 @@ class Control(Protocol):
     def answer_with(self, answer: Callable[[str], str]) -> None:
         """Use `answer` to answer the questions of all processes.
 
-        `answer` is called on the event loop on which `follow` was called.
+        `answer` runs on the event loop that called `follow`.
         """
 
     async def ask(self, question: str) -> Sequence[str]:

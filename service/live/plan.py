@@ -51,8 +51,8 @@ class Changes(Message):
     """How the answers of a new version differ from the answers of an old version, for the same rows.
 
     not_finite: the number of rows for which the new version computes an infinite output or NaN. If `not_finite` is
-    above 0, the other counts are missing. by_class: for each label of the old version, the number of rows with this
-    label, and how many of these rows get another label.
+    above 0, the other counts are missing. by_class: maps each label of the old version to the number of rows with this
+    label, and to the number of these rows that get another label.
     largest_change: the largest change of an output. range: the lowest and the highest output of the old version; None
     except in a regression.
     seconds: the time of one run of the new version, and of the old version; None if these times are not known.

@@ -49,14 +49,14 @@ def _check_label(label: str) -> str:
 class SwapPolicy(BaseModel):
     """The conditions that a new version must meet before it replaces the active version.
 
-    policy: `always` needs only the checks that every load runs. `golden` also needs the same interface as the active
-    version. The new version must also have finite outputs for the golden rows of the active version. `shadow` also
-    compares the outputs for the last live rows.
-    max_changed: the largest allowed share of rows whose label changes. max_changed_in_class: for each label of the old
-    version, the largest allowed share of its rows whose label changes. max_change: the largest allowed change of a
+    policy: with `always`, a new version needs only the checks that every load runs. With `golden`, the new version must
+    also have the same interface as the active version. The new version's outputs for the golden rows of the active
+    version must also be finite. With `shadow`, the outputs for the last live rows are also compared.
+    max_changed: the share of rows that may get another label. max_changed_in_class: for each label of the old version,
+    the share of the rows with this label that may get another label. max_change: the largest allowed change of a
     probability; None for no limit. In a regression, max_change is the largest change of a value, divided by the spread
-    of the old values. max_latency_ratio: the largest allowed run time of the new version, divided by the run time of
-    the old version; None for no limit.
+    of the old values. max_latency_ratio: the new version's run time, divided by the old version's run time, must not
+    exceed this number; None for no limit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -127,8 +127,8 @@ class _File(BaseModel):
 class Policies:
     """The policies of all models. The file is read again after it has changed.
 
-    swap: the swap policy of each model for which the file gives no swap policy. Raises `SettingsError` if the file is
-    not valid.
+    swap: the swap policy of a model if the file sets none for this model. Raises `SettingsError` if the file is not
+    valid.
     """
 
     def __init__(self, file: Path | None, swap: SwapName) -> None:

@@ -33,10 +33,10 @@ class _Version:
     """One version. All times are monotonic.
 
     stamp: a text that identifies the contents of the files. since: the time of the last change of the files. gone: the
-    time at which the folder was found missing for the first time. tried: the time of the last attempt with this stamp.
+    time at which the folder was first found to be missing. tried: the time of the last attempt with this stamp.
     verdict: the outcome of the last attempt.
-    against: the version with which this version was compared. final: whether the verdict holds until the files change.
-    served: the stamp that the processes serve.
+    against: the other version in the comparison. final: whether the verdict holds until the files change. served: the
+    stamp that the processes serve.
     """
 
     stamp: str

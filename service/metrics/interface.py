@@ -35,7 +35,7 @@ Unusual = Literal["unseen", "outside", "ignored", "filled"]
 Counts = Mapping[tuple[Unusual, str], int]
 
 # If a request has at most this number of values, its unusual values are counted later. If a request has more than this
-# number of values, its unusual values are counted at once.
+# number of values, its unusual values are counted immediately.
 MAX_DEFERRED_VALUES = 256
 
 

@@ -95,7 +95,7 @@ class _RequestMetrics(RequestMetrics):
 
     def observe(self, rows: Any) -> None:
         if rows.size <= MAX_DEFERRED_VALUES:
-            self._observed.append(rows.tobytes())  # copy the array, because it may keep the memory of a whole request
+            self._observed.append(rows.tobytes())  # copy the array, because it may be a small view of a large request
 
     def flush(self) -> None:
         pending, self._pending = self._pending, []

@@ -34,9 +34,9 @@ class FeatureDrift(BaseModel):
     """The drift of one feature.
 
     `training` and `live` have the number of rows in each bin; `edges` are the edges of the bins. `psi`: the population
-    stability index; null without a training histogram or without live rows. `noise`: a limit that the index exceeds by
-    chance alone in one of 1,000 cases. `below`: the share of the rows with a value below the first edge. `above`: the
-    share of the rows with a value above the last edge. For a categorical feature, `unseen` is the share of the rows
+    stability index; null without a training histogram or without live rows. `noise`: without drift, the index exceeds
+    this limit in only one of 1,000 cases. `below`: the share of the rows with a value below the first edge. `above`:
+    the share of the rows with a value above the last edge. For a categorical feature, `unseen` is the share of the rows
     with a category that training has not seen.
     """
 
@@ -56,7 +56,7 @@ class FeatureDrift(BaseModel):
 
 
 class LabelShare(BaseModel):
-    """The share of the rows for which a label was predicted."""
+    """The share of the rows for which the model predicted this label."""
 
     label: bool | int | float | str
     share: float | None

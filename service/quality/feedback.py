@@ -25,8 +25,8 @@ _MEMBERS = {"request_id", "labels"}
 _NUMBERS = (int, float)
 _KINDS = (bool, int, float, str)
 
-# The reasons why some labels of an entry do not count. If several reasons apply, the answer gives the reason that comes
-# last in `_ORDER`.
+# The reasons why some labels of an entry are not counted. If several reasons apply, the answer gives the reason that
+# comes last in `_ORDER`.
 Problem = Literal["unknown", "", "repeated", "mismatched"]
 _ORDER: tuple[Problem, ...] = ("unknown", "", "repeated", "mismatched")
 
@@ -39,7 +39,7 @@ class Entry(BaseModel):
 
 
 class Outcome(BaseModel):
-    """The outcome of one entry. accepted: the number of labels that count."""
+    """The outcome of one entry. accepted: the number of labels that were counted."""
 
     accepted: int = 0
     problem: Problem = "unknown"
@@ -57,10 +57,10 @@ class Entries(BaseModel):
 class FeedbackAnswer(BaseModel):
     """The outcome of a request with labels.
 
-    `accepted`: the number of labels that count. `unknown`: entries whose request is not remembered: the id is wrong or
-    too old, or no request of this model had this id. `mismatched`: entries that do not have one label for each row, or
-    that have a label that this version of the model does not have. `repeated`: entries with a label for a row that
-    already has a label; the first label counts.
+    `accepted`: the number of labels that were counted. `unknown`: entries whose request is not remembered: the id is
+    wrong or too old, or no request of this model had this id. `mismatched`: entries that do not have one label for each
+    row, or that have a label that this version of the model does not have. `repeated`: entries with a label for a row
+    that already has a label; only the first label is counted.
     """
 
     accepted: int

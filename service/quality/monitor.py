@@ -29,7 +29,7 @@ class Options:
     """The settings of all monitors.
 
     drift: whether live rows are counted. seconds: the length of the window. remembered: the largest number of rows
-    whose predictions wait for labels. executor: an executor with one thread, which counts the rows.
+    whose predictions are kept until their labels arrive. executor: an executor with one thread, which counts the rows.
     """
 
     drift: bool

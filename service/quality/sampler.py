@@ -1,7 +1,7 @@
 """Takes a sample of the rows that a model answers. Another thread counts the sample, so replies do not wait.
 
 The sampler copies each row at most once. While the server is busy, the sampler takes only every k-th row, and counts it
-as k rows, so that the time for sampling per second has an upper limit. This module does not count the rows itself.
+as k rows, so that sampling takes only a limited time per second. This module does not count the rows itself.
 """
 
 from __future__ import annotations

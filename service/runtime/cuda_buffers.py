@@ -52,7 +52,7 @@ class BoundBuffers:
         if shortcuts.ones:
             self._rows.host[:, self.columns :] = 0
             self._rows.host[:, self.columns] = 1
-        self._bound: tuple[int, Any] | None = None  # a number of rows, and ONNX Runtime's binding for such a batch
+        self._bound: tuple[int, Any] | None = None  # a batch size, and ONNX Runtime's binding for this size
         self._replay: Callable[[], None] | None = None
         self._options = run_options()
         # A run need not wait for the device, because the copy of the outputs follows on the same stream. While a CUDA

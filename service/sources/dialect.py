@@ -81,8 +81,8 @@ def _decode_as(name: str, head: bytes, encoding: str) -> str:
 
 
 def _find_separator(text: str, usual: str) -> str:
-    """Return the separator that splits all of the first rows into the same number of cells. Only a separator that gives
-    at least two cells counts.
+    """Return the separator that splits all of the first rows into the same number of cells. A separator is accepted
+    only if it splits each row into at least two cells.
     """
     whole = text.rpartition("\n")[0] or text
     widths = {separator: _widths(whole, separator) for separator in (usual, *_SEPARATORS)}

@@ -61,7 +61,7 @@ def check_cuda_provider() -> str:
 
 
 def check_provider(name: str, options: dict[str, str] | None = None) -> str:
-    """Multiply two matrices with this execution provider alone. ONNX Runtime also lists providers that can't load."""
+    """Multiply two matrices, using only this execution provider. ONNX Runtime also lists providers that can't load."""
     import numpy as np
 
     from foldserve.service.runtime.session import LOG_WARNINGS, one_line, open_session

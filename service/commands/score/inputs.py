@@ -1,7 +1,7 @@
 """The input files of a run, cut into pieces and chunks. The module does not depend on the model: the caller names the
 wanted columns.
 
-A piece is a part of a file that can be read alone. A chunk has the rows that the model runs at once.
+A piece is a part of a file that can be read alone. A chunk contains the rows that the model runs in one batch.
 """
 
 from __future__ import annotations

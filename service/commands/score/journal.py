@@ -6,8 +6,8 @@
                   /output, refused  the new output files, until they are complete and renamed
 
 A part has the answers of consecutive chunks. The journal gets the line of a part only after the files of this part are
-written, so a part without a line is incomplete, and is written again. The module does not depend on the format of the
-output.
+written. A part that has no line in the journal is incomplete, and is written again. The module does not depend on the
+format of the output.
 """
 
 from __future__ import annotations

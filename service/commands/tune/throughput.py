@@ -33,9 +33,11 @@ _ROUNDS = 3
 
 @dataclass(frozen=True)
 class Throughput:
-    """How many rows per second several processes predict together. Each process runs batches of `MAX_BATCH` rows.
+    """The total number of rows that several processes predict per second. Each process runs batches of `MAX_BATCH`
+    rows.
 
-    rates: rows per second by number of processes. skipped: the reason why no more processes were measured, or None.
+    rates: rows per second by number of processes. skipped: the reason why no more processes were measured; empty if all
+    were measured.
     """
 
     rates: Mapping[int, float] = field(default_factory=dict)
@@ -45,7 +47,8 @@ class Throughput:
 def measure_throughput(
     bundle: Bundle, options: Options, counts: Sequence[int], seconds: float, load: Load = load_bundle
 ) -> Throughput:
-    """Measure how many rows several processes run per second, each with `options` and batches of `MAX_BATCH` rows.
+    """Measure the total rows per second of several processes. Each process uses `options` and batches of `MAX_BATCH`
+    rows.
 
     counts: the numbers of processes, in ascending order from 1. seconds: the approximate time to measure after every
     process is ready.
