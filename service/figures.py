@@ -19,12 +19,12 @@ _MOST_DECIMALS = 6
 
 
 def format_figure(value: float) -> str:
-    """Write a measured figure with four digits: 0.9721, 12.30, 1,235, 3.200e-06. NaN is written as a dash."""
+    """Format a measured figure with four digits: 0.9721, 12.30, 1,235, 3.200e-06. NaN is written as a dash."""
     return _digits(value, 4)
 
 
 def format_value(value: float) -> str:
-    """Write a number for a table.
+    """Format a number for a table.
 
     A whole number has no decimals; another number has up to four digits: 32.1, 1,500.
     """
@@ -35,12 +35,12 @@ def format_value(value: float) -> str:
 
 
 def format_difference(value: float) -> str:
-    """Write a difference, a tolerance or a change with two digits: 3.2e-07, 0.012."""
+    """Format a difference, a tolerance or a change with two digits: 3.2e-07, 0.012."""
     return _digits(value, 2)
 
 
 def format_percent(share: float) -> str:
-    """Write a share, from 0 to 1, as a percentage with one decimal: 97.2%. NaN becomes a dash.
+    """Format a share, from 0 to 1, as a percentage with one decimal: 97.2%. NaN becomes a dash.
 
     A share gets more decimals if one decimal would turn it into 0% or 100%: 99.98%.
     """
@@ -54,14 +54,14 @@ def format_percent(share: float) -> str:
 
 
 def format_change(before: float, after: float) -> str:
-    """Write the relative change of a positive number: -50%, +3.2%, no change."""
+    """Format the relative change of a positive number: -50%, +3.2%, no change."""
     change = after / before - 1
     text = f"{change:+.{0 if abs(change) >= 0.0995 else 1}%}"
     return "no change" if float(text[:-1]) == 0 else text
 
 
 def format_duration(seconds: float) -> str:
-    """Write a time with three digits and a fitting unit: 4.21 µs, 13.7 ms, 150 ms, 1.50 s."""
+    """Format a duration with three digits and a suitable unit: 4.21 µs, 13.7 ms, 150 ms, 1.50 s."""
     if math.isnan(seconds):
         return _UNDEFINED
     unit, size = ("µs", 1e-6) if seconds < 999.5e-6 else ("ms", 1e-3) if seconds < 999.5e-3 else ("s", 1.0)
@@ -70,17 +70,17 @@ def format_duration(seconds: float) -> str:
 
 
 def format_count(count: int) -> str:
-    """Write a count with commas: 1,000."""
+    """Format a count with commas: 1,000."""
     return f"{count:,}"
 
 
 def count_of(number: int, noun: str) -> str:
-    """Write a number and its noun: `1 row`, `2 rows`, `1,000 classes`."""
+    """Return a number with its noun: `1 row`, `2 rows`, `1,000 classes`."""
     return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 def _digits(value: float, digits: int) -> str:
-    """Write `value` with this number of significant digits, and with all digits before the decimal point."""
+    """Format `value` with this number of significant digits, and with all digits before the decimal point."""
     if math.isnan(value):
         return _UNDEFINED
     if math.isinf(value):

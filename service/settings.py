@@ -312,7 +312,8 @@ class Settings(BaseModel):
 
 
 def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ, config: Path | None = None) -> Settings:
-    """Merge flags, environment and file. The first source that has a setting wins. flags: the flags that the user gave.
+    """Merge flags, environment and file. If several sources have a setting, the first of these sources decides. flags:
+    the flags that the user gave.
 
     A variable that a Kubernetes service named `foldserve` sets is ignored.
     Raises `SettingsError` with the name of the setting and its source.

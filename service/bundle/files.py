@@ -305,7 +305,7 @@ def _publish(
         except OSError:
             if not (folder / str(version)).exists():
                 raise
-            continue  # another trainer took this version
+            continue  # another process has created this version
         sync_folder(folder)
         sync_folder(folder.parent)
         return read(folder / str(version))

@@ -10,7 +10,8 @@ from foldserve.service.errors import SettingsError
 
 
 def run(name: str, scopes: Sequence[str], rate: float | None, file: Path | None) -> None:
-    """Print a new key and its line. With `file`, append the line to the file and print only the key.
+    """Print a new key, and the line that a file of keys needs for this key. With `file`, append the line to the file
+    and print only the key.
 
     Raises `SettingsError` in these cases: the name or the rate is not valid; the file already has a key with this name,
     is not a file of keys, or can't be written.

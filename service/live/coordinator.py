@@ -34,15 +34,15 @@ log = logging.getLogger("foldserve")
 
 # When a start fails, the error message names at most this number of models.
 _MOST_REASONS = 3
-# The largest number of rounds in one change. If a version is refused, the policy may ask for an older version, which is
-# tried in the next round.
+# One change of the models has at most this number of rounds. If a version is refused, the policy may ask for an older
+# version, which is tried in the next round.
 _MOST_ROUNDS = 100
 
 
 class Crew(Protocol):
     """The processes that serve the models.
 
-    A dead process is ignored. The new process that replaces it serves the last plan.
+    A dead process is ignored, because the new process that replaces the dead process serves the last plan.
     """
 
     def prepare(self, attempts: Attempts) -> Sequence[Outcomes]:

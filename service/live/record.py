@@ -70,7 +70,7 @@ class _Decision:
 
 @dataclass
 class _Wishes:
-    """The operator's wishes.
+    """What the operator has asked for.
 
     extra: versions to load in addition to the versions of the policy. dropped: versions to unload.
     """
@@ -276,7 +276,9 @@ class ModelRecord:
         return [n for n, v in self._versions.items() if v.served is not None and n not in dropped]
 
     def _choose(self, served: list[int]) -> int | None:
-        """Return the version that answers requests that name no version. served: the versions that can answer."""
+        """Return the version that answers requests that name no version. served: the versions that can answer
+        requests.
+        """
         stable = self._policy.labels.get(STABLE)
         decision = self._wishes.decision
         if decision is not None and decision.current not in served:

@@ -75,7 +75,7 @@ def library(name: Name) -> Library:
         _check(loaded.cudaRuntimeGetVersion(ctypes.byref(number)), "cudaRuntimeGetVersion")
         return Library(_mapped_file(_FILES[name]), _cuda_version(number.value))
     version = []
-    for part in range(3):  # MAJOR_VERSION, MINOR_VERSION, PATCH_LEVEL of libraryPropertyType
+    for part in range(3):  # libraryPropertyType: MAJOR_VERSION, MINOR_VERSION, PATCH_LEVEL
         _check(loaded[f"{name}GetProperty"](part, ctypes.byref(number)), f"{name}GetProperty")
         version.append(number.value)
     return Library(_mapped_file(_FILES[name]), tuple(version))

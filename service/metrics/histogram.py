@@ -12,7 +12,7 @@ class BulkHistogram(Histogram):
     """A Prometheus histogram that adds many observations at once."""
 
     def observe_many(self, amounts: Sequence[float]) -> None:
-        """Observe each of these amounts once."""
+        """Add an observation for each amount."""
         if not amounts:
             return
         values = np.array(amounts, np.float64)

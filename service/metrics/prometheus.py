@@ -332,7 +332,7 @@ class PrometheusMetrics(Metrics):
         self._batches = [part for part in self._batches if id(part) not in gone]
         self._queues = [(part, rows) for part, rows in self._queues if id(part) not in gone]
         labels = (model, version)
-        if any(part.labels == labels for part in self._requests):  # the same version was loaded again
+        if any(part.labels == labels for part in self._requests):  # a new model of the same version is loaded
             return
         for provider in self._providers.pop(labels, ()):
             self.provider.labels(model, version, provider).set(0)
@@ -373,7 +373,7 @@ class PrometheusMetrics(Metrics):
             self.feedback.labels(model, outcome).inc(count)
 
     def flush(self) -> None:
-        """Add the counts since the last call to the metrics, and set the gauges."""
+        """Add all new counts to the metrics, and set the gauges."""
         for requests in self._requests:
             requests.flush()
         for batches in self._batches:

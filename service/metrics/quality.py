@@ -35,7 +35,7 @@ _METRICS = (
 
 
 class QualityCollector(Collector):
-    """Gives prometheus_client the metrics. take: returns the figures of drift and quality."""
+    """Passes the metrics of drift and quality to prometheus_client. take: returns the figures of drift and quality."""
 
     def __init__(self, take: Callable[[], Iterable[Figure]]) -> None:
         self._take = take

@@ -56,7 +56,7 @@ class Sampler:
         self._begin_buffer()
 
     def add(self, rows: Rows, outputs: Outputs) -> None:
-        """Take rows of one batch. Any thread may call this method."""
+        """Take a sample of the rows in one batch. Any thread may call this method."""
         with self._lock:
             self._seen += len(rows)
             while self._skip < len(rows):
@@ -91,14 +91,16 @@ class Sampler:
                 self._skip = min(self._skip, random.randrange(step))  # noqa: S311 # nosec B311
 
     def flush(self) -> None:
-        """Count the waiting rows, and wait until all rows are counted."""
+        """Let the executor count the waiting rows, and wait until it has counted all rows."""
         with self._lock:
             if self._filled:
                 self._hand_over(self._step)
         self._executor.submit(int).result()  # the executor has one thread, so this call ends after all earlier calls
 
     def _hand_over(self, step: int) -> None:
-        """Let the executor count the rows in the buffer. Begin a new buffer. step: the new value of k."""
+        """Let the executor count the rows in the buffer, and begin a new buffer. step: from now on, every `step`-th row
+        is taken.
+        """
         filled = self._rows[: self._filled], self._outputs[: self._filled]
         self._executor.submit(self._count, *filled, self._step).add_done_callback(_log_error)
         self._step = step

@@ -107,7 +107,7 @@ class BoundBuffers:
         self._stream.record(event)
 
     def outputs(self, count: int) -> Outputs:
-        """Return the outputs of the first `count` rows of the last run. The next run overwrites these outputs."""
+        """Return the outputs of the first `count` rows of the last run. The next run overwrites the returned array."""
         return self._outputs.host[:count]
 
     def free(self) -> None:

@@ -89,7 +89,7 @@ class Buffer:
         return self.host.ctypes.data
 
     def bytes(self, rows: int) -> int:
-        """Count the bytes of the first `rows` rows."""
+        """Return the number of bytes in the first `rows` rows."""
         return rows * self.host.strides[0]
 
 

@@ -104,7 +104,7 @@ class _TailStream(io.RawIOBase):
 def _open_text(path: Path, encoding: str) -> Iterator[tuple[_TailStream, Callable[[], float]]]:
     """Open the uncompressed text of a file as UTF-8.
 
-    The second yielded value is a function that returns the share of the file that was read so far.
+    Yields the stream, and a function that returns the share of the file that was read so far.
     """
     with path.open("rb") as raw:
         size = path.stat().st_size

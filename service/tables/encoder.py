@@ -101,7 +101,7 @@ class TableEncoder:
                 continue
             cells = table.column(name)
             values, problems = column.read(cells if isinstance(cells, pa.ChunkedArray) else pa.chunked_array([cells]))
-            with np.errstate(over="ignore", invalid="ignore"):  # the overflows are found below
+            with np.errstate(over="ignore", invalid="ignore"):  # the code below finds the overflows
                 rows[:, place] = values
             for mask, reason in problems:
                 if mask.any():

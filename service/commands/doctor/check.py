@@ -53,5 +53,5 @@ def first_line(text: str) -> str:
 
 
 def dotted(version: tuple[int, ...]) -> str:
-    """Write a version with dots: 13.0.1."""
+    """Format a version with dots: 13.0.1."""
     return ".".join(map(str, version))

@@ -14,9 +14,9 @@ _GIB = 2**30
 # If a GPU has fewer free bytes than this number, the doctor prints a note. CUDA's context, cuBLAS's workspace and a
 # model need about this much memory.
 _LITTLE_GPU_MEMORY = 2**30
-# The compute capabilities for which each release of onnxruntime-gpu contains code. The list was read from the library
-# of the CUDA provider. The driver can't translate the library's code for other GPUs, because the library contains no
-# PTX code.
+# The compute capabilities for which each release of onnxruntime-gpu contains code. These capabilities were read from
+# the library of the CUDA provider. The driver can't translate the library's code for other GPUs, because the library
+# contains no PTX code.
 _BUILT_FOR: dict[str, tuple[nvidia.Version, ...]] = {
     "1.31": ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0)),
 }
@@ -78,7 +78,7 @@ def check_gpus() -> Result | str:
 def _built_for() -> tuple[str, tuple[nvidia.Version, ...]]:
     """Return the installed release of onnxruntime-gpu, and the compute capabilities that this release supports.
 
-    The second value is empty if the release is not in `_BUILT_FOR`.
+    If the release is not in `_BUILT_FOR`, the compute capabilities are empty.
     """
     try:
         release = ".".join(version("onnxruntime-gpu").split(".")[:2])

@@ -85,7 +85,7 @@ class Journal:
             raise
 
     def add(self, scored: Scored) -> None:
-        """Write the next chunk."""
+        """Write the result of the next chunk."""
         if self._part is None:
             self._part = _Part(self.folder, len(self._parts), scored)
         self._part.add(scored)
@@ -183,7 +183,7 @@ class _Part:
 
 
 def _read_parts(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of the journal. An incomplete line is removed."""
+    """Return the lines of the journal. An incomplete last line is removed."""
     path = folder / "journal.jsonl"
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     if lines and not lines[-1].endswith(b"\n"):
@@ -193,7 +193,7 @@ def _read_parts(folder: Path) -> list[dict[str, Any]]:
 
 
 def _settle_job(file: Path, job: dict[str, Any]) -> None:
-    """Write the job of a new run, or compare the job with the job of the interrupted run."""
+    """For a new run, write the job. For a resumed run, compare the job with the job of the interrupted run."""
     if not file.exists():  # this file is written atomically before any part, so a folder without this file has no parts
         partial = file.with_suffix(".new")
         write_synced(partial, json.dumps(job).encode())

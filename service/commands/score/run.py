@@ -183,7 +183,7 @@ def _write_files(
             _publish(journal, scorer, target, counted, progress)
     except BaseException:
         journal.close()
-        if not journal.saved:  # there is nothing to resume
+        if not journal.saved:  # no part is saved, so the run can't be resumed
             journal.remove()
         raise
     journal.close()

@@ -16,7 +16,7 @@ from foldserve.service.sources import ReadOptions
 
 @dataclass(frozen=True)
 class Work:
-    """The work of one scoring run.
+    """The pieces of one scoring run, and the settings for scoring these pieces.
 
     kept: the fields of the input columns that the output repeats. typed: as in `Stream`. with_all: whether the answers
     have the probabilities of all classes.
@@ -30,7 +30,7 @@ class Work:
     with_all: bool
 
     def scorer(self, run: Run) -> Scorer:
-        """Return a scorer of chunks. run: the model, which has passed its checks."""
+        """Return a `Scorer` that scores chunks with this model. run: the model, which has passed its checks."""
         return Scorer(self.bundle.manifest, run, self.kept, typed=self.typed, with_all=self.with_all)
 
     def score(self, scorer: Scorer, place: int, skipped: int) -> Iterator[Scored]:

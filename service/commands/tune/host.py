@@ -20,7 +20,7 @@ def describe(with_gpu: bool) -> str:
 
 
 def granted_processors() -> str:
-    """Write the number of processors that this process may use."""
+    """Return a text with the number of processors that this process may use."""
     return count_of(cgroup.threads(), "processor")
 
 

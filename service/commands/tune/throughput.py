@@ -99,9 +99,9 @@ def _processes(count: int, task: tuple[Path, Options, Load]) -> Iterator[list[Co
 
 
 def _serve_requests(folder: Path, options: Options, load: Load, connection: Connection) -> None:
-    """Run the model on request; this function is the main function of a child process. First send None when the model
-    is open, or the reason why it can't be opened. Then repeat these steps: receive a number of seconds, run the model
-    for that time, and send the measured rows per second.
+    """Run the model on request; this function is the main function of a child process. Open the model, and send None,
+    or the reason why the model can't be opened. In a loop, receive a number of seconds, run the model for this time,
+    and send the measured rows per second.
     """
     try:
         bundle = read(folder)
@@ -134,14 +134,14 @@ def _send(connection: Connection, value: object) -> None:
 
 
 def _receive(connection: Connection) -> Any:
-    """Receive the next value. Raises `EOFError` if the other process has ended."""
+    """Receive the next value from another process. Raises `EOFError` if the other process has ended."""
     return json.loads(connection.recv_bytes())
 
 
 def _wait_until_ready(connections: Sequence[Connection]) -> tuple[list[Connection], str | None]:
-    """Wait for every process.
+    """Wait until every process has opened the model or has failed.
 
-    Return the connections to the ready processes. If a process is not ready, also return the reason.
+    Return the connections to the ready processes, and the reason why another process is not ready, if any.
     """
     ready, refusal = [], None
     for connection in connections:

@@ -39,7 +39,7 @@ def doublings(largest: int) -> list[int]:
 
 
 def reason(error: Exception) -> str:
-    """Write an error in one line."""
+    """Return the message of an error in one line."""
     return str(error) if isinstance(error, FoldserveError) else one_line(error)
 
 
