@@ -1,8 +1,8 @@
 """The conversation of a client with a server: requests, answers, retries and refusals.
 
-A client first asks the server for the manifest of the model. With this manifest, the client itself converts the table
-to float32 rows. The client sends the rows in the raw protocol, because it is the fastest. Each request names the
-version of the manifest. Even if the active version changes, the server uses the version that the request names.
+A client first asks the server for the manifest of the model. The client uses the manifest to convert the table to
+float32 rows. The client sends the rows in the raw protocol, because it is the fastest. Each request names the version
+of the manifest. Even if the active version changes, the server uses the version that the request names.
 
 A generator yields the steps of a call: requests, waits and computations. This module builds HTTP requests and reads
 responses. The module opens no connection and runs no model.

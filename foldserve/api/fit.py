@@ -53,7 +53,7 @@ _TARGET = "target"
 class FitOptions(TypedDict, total=False):
     """The optional arguments of `foldserve.fit`.
 
-    Each argument has the meaning of a flag of `foldserve-train fit`, and docs/training.md explains the flags.
+    Each argument means the same as a flag of `foldserve-train fit`. docs/training.md explains the flags.
 
     An option that is not given has the value of the preset.
     """

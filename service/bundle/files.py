@@ -72,7 +72,7 @@ class Bundle:
 
 
 def read(path: Path) -> Bundle:
-    """Read the bundle in the folder `path`. The returned bytes of the model are the bytes whose hash is checked.
+    """Read the bundle in the folder `path`. The hash is checked on exactly the model bytes that are returned.
 
     Raises `BundleError` in these cases: a file is missing, too large or not regular; the manifest has another schema or
     differs from its seal; the size or the hash of the model differs from the manifest.
@@ -244,7 +244,7 @@ def write(
     is called again with the next version. report_for: returns the HTML report for a manifest.
     Raises `BundleError` in these cases: `models` is not a folder, can't be made or can't be written to; `name` is not a
     valid name; the manifest describes another model. After an error, the function leaves no file behind. Also removes
-    partial folders that are more than a day old: killed writers have left these folders.
+    partial folders that are more than a day old, because their writers were killed.
     """
     if not NAME.fullmatch(name):
         raise BundleError(f"{name!r} is not a valid name for a model")
@@ -288,7 +288,7 @@ def _publish(
 ) -> Bundle:
     """Complete the folder `partial` as the next version in `folder`, check the bundle, and rename the folder."""
     while True:
-        # The name of a file also counts as a version, because no folder can get this name.
+        # A version number is also taken if a file has this name, because no folder can then get the name.
         taken = _version_numbers(entry.name for entry in folder.iterdir()) if folder.exists() else []
         version = max(taken, default=0) + 1
         manifest = manifest_for(version)

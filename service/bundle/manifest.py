@@ -165,8 +165,8 @@ class Certificate(FrozenModel):
 class Golden(FrozenModel):
     """Random rows from the training ranges and categories, and the reference's outputs for these rows.
 
-    The rows contain no personal data. inputs: [rows, features]; a missing value is null. outputs: [rows, outputs],
-    which the reference has computed in float64.
+    The rows contain no personal data. inputs: [rows, features]; a missing value is null. outputs: [rows, outputs]; the
+    reference has computed them in float64.
     """
 
     inputs: tuple[tuple[float | None, ...], ...]

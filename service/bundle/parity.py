@@ -1,4 +1,4 @@
-"""The difference between the outputs of a runtime and of the reference, and the tolerance.
+"""Compares the outputs of a runtime with the outputs of the reference, within a tolerance.
 
 This module does not depend on files.
 """

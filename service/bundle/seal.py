@@ -13,7 +13,7 @@ from typing import Any
 
 FIELD = "seal"
 
-_MOST_NAMED = 4  # the largest number of changed fields that one message names
+_MOST_NAMED = 4  # a message names at most this number of changed fields
 
 
 def compute(content: Mapping[str, Any]) -> dict[str, Any]:

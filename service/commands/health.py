@@ -1,6 +1,6 @@
 """`foldserve health`: asks a running service whether it is ready.
 
-With this command, a container image does not need curl for its health check.
+A container image can use `foldserve health` for its health check, so that the image does not need curl.
 
 This module sends a GET to one path of the Open Inference Protocol, and does not depend on the modules of the server.
 """

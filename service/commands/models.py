@@ -221,9 +221,9 @@ def _p99(before: Mapping[str, float], after: Mapping[str, float]) -> float | Non
 
     The result is the smallest bucket bound that at least 99% of the requests do not exceed.
 
-    Only the requests between the two scrapes count. If no request came between the scrapes, all requests since the
-    start of the server count. Returns None if the server has received no request at all, or if the smallest bound is
-    infinite.
+    Only the requests between the two scrapes are counted. If no request came between the scrapes, all requests since
+    the start of the server are counted. Returns None if the server has received no request at all, or if the smallest
+    bound is infinite.
     """
     bounds = sorted(after, key=float)
     counts = [after[bound] - before.get(bound, 0) for bound in bounds]

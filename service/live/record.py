@@ -18,8 +18,8 @@ from foldserve.service.live.scan import Found
 
 log = logging.getLogger("foldserve")
 
-# The files of a version count as complete if they have not changed for this number of seconds. If a file changed within
-# this time, a check may fail because another program is still copying the bundle.
+# If the files of a version have not changed for this number of seconds, the files are considered complete. If a file
+# changed within this time, a check may fail because another program is still copying the bundle.
 _SETTLED_SECONDS = 2.0
 # The minimum number of seconds between two attempts to load a version.
 _RETRY_SECONDS = 0.5

@@ -90,7 +90,7 @@ class Metrics:
     def for_endpoint(
         self, model: str, version: str, protocol: str, count_rows: Callable[[bytes], Counts]
     ) -> RequestMetrics:
-        """Create the counts of one endpoint.
+        """Create an object that counts the requests of one endpoint.
 
         count_rows: a function that counts the unusual values in rows. The function takes any number of float32 rows as
         bytes.
@@ -98,7 +98,9 @@ class Metrics:
         return RequestMetrics()
 
     def for_batcher(self, model: str, version: str, queued_rows: Callable[[], int]) -> BatchObserver:
-        """Create the observer of one batcher. queued_rows: returns the number of rows in the batcher's queue."""
+        """Create a function that counts the runs of one batcher. queued_rows: returns the number of rows in the
+        batcher's queue.
+        """
         return ignore_batch
 
     def for_keys(self, take_counts: Callable[[], Mapping[str, Sequence[int]]]) -> None:

@@ -272,13 +272,17 @@ class PrometheusMetrics(Metrics):
     def for_endpoint(
         self, model: str, version: str, protocol: str, count_rows: Callable[[bytes], Counts]
     ) -> RequestMetrics:
-        """Create the counts of one endpoint. count_rows: the same function as in `Metrics.for_endpoint`."""
+        """Create an object that counts the requests of one endpoint. count_rows: the same function as in
+        `Metrics.for_endpoint`.
+        """
         created = _RequestMetrics(self, (model, version, protocol), count_rows)
         self._requests.append(created)
         return created
 
     def for_batcher(self, model: str, version: str, queued_rows: Callable[[], int]) -> BatchObserver:
-        """Create the observer of one batcher. queued_rows: returns the number of rows in the batcher's queue."""
+        """Create a function that counts the runs of one batcher. queued_rows: returns the number of rows in the
+        batcher's queue.
+        """
         created = _BatchMetrics(self, model, version)
         self._queues.append((created, queued_rows))
         self._batches.append(created)

@@ -37,9 +37,9 @@ class Sample:
 class LogColumns:
     """The columns of one version of a model. excluded: the names of columns that are left out.
 
-    A feature keeps its name. If a feature and a column of the log have the same name, the column of the log gets an
-    underscore at the end. renamed: the old and the new names of the renamed columns. unknown: the names in `excluded`
-    that no column has.
+    In the log, a feature keeps its name. If a feature and a column of the log have the same name, the column of the log
+    gets an underscore at the end. renamed: the old and the new names of the renamed columns. unknown: the names in
+    `excluded` that no column has.
     """
 
     def __init__(self, manifest: Manifest, excluded: Collection[str]) -> None:

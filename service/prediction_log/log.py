@@ -132,7 +132,7 @@ class PredictionLog:
         self._queue.append((recorder, sample))
 
     def close(self) -> None:
-        """Write all samples that wait. This call may block for some seconds."""
+        """Write all waiting samples to files. This call may block for some seconds."""
         self._stopped.set()
         self._thread.join(_CLOSE_SECONDS)
         if self._thread.is_alive():

@@ -97,7 +97,7 @@ class Monitor:
         return Snapshot(seconds=seconds, sums=base64.b64encode(sums.astype("<f8").tobytes()).decode())
 
     def join(self, snapshots: Sequence[Snapshot]) -> tuple[Numbers, float]:
-        """Add the snapshots of several processes.
+        """Add up the sums of several processes.
 
         Returns the total sums, and the seconds since the earliest window began.
         """

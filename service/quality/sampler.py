@@ -1,4 +1,5 @@
-"""Takes a sample of the rows that a model answers. Another thread counts the sample, so replies do not wait.
+"""Takes a sample of the rows that a model answers. Another thread counts the sample, so that replies do not wait for
+the counting.
 
 The sampler copies each row at most once. While the server is busy, the sampler takes only every k-th row, and counts it
 as k rows, so that sampling takes only a limited time per second. This module does not count the rows itself.

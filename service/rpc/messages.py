@@ -18,7 +18,7 @@ from foldserve.service.rpc import open_inference_pb2 as pb
 
 # The largest number of bytes that a message may have outside raw_input_contents.
 MAX_BYTES = 2**20
-# A request has one tensor, or one for each feature of the model, and each tensor may have raw bytes.
+# A request has either a single tensor, or one tensor for each feature of the model. Each tensor may have raw bytes.
 _MAX_FIELDS = 2**16
 _RAW = pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number
 # The wire types of protobuf. protobuf has deprecated its other two wire types.

@@ -81,7 +81,7 @@ class Servicer:
     ) -> Callable[[bytes, Context], Coroutine[Any, Any, Message]]:
         """Return the handler of a call, which checks the API key first and then reads the message.
 
-        Every exception becomes a status.
+        Every exception becomes a gRPC status.
         """
 
         async def guarded(message: bytes, context: Context) -> Message:

@@ -1,7 +1,7 @@
 """Translates gRPC messages of the Open Inference Protocol to HTTP bodies of the same protocol, and back.
 
-With this translation, gRPC and HTTP use the same codec, the same batcher and the same limits. Every tensor becomes
-binary data, as in `raw_input_contents`. This module does not depend on models or servers.
+Because gRPC messages are translated, gRPC and HTTP use the same codec, the same batcher and the same limits. Every
+tensor becomes binary data, as in `raw_input_contents`. This module does not depend on models or servers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from foldserve.service.protocols.oip_answers import HEAD_LENGTH
 from foldserve.service.protocols.reply import Headers, Reply
 from foldserve.service.rpc import open_inference_pb2 as pb
 
-# The member of `InferTensorContents` that has the values of a datatype, and NumPy's dtype of the values. For FP16 and
+# For each datatype, the member of `InferTensorContents` that contains the values, and their NumPy dtype. For FP16 and
 # BF16, `InferTensorContents` has no member, so a message must have raw values.
 _CONTENTS = {
     "BOOL": ("bool_contents", "u1"),

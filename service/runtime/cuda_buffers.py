@@ -22,8 +22,8 @@ from foldserve.service.runtime.shortcuts import Shortcuts
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-# While a CUDA graph is captured, no memory may be allocated. The first run allocates memory for each tensor. ONNX
-# Runtime then plans one block of memory for all tensors. The second run allocates this block of memory.
+# While a CUDA graph is captured, no memory may be allocated. The first run allocates memory for each tensor. After the
+# first run, ONNX Runtime plans one block of memory for all tensors, and the second run allocates the block.
 _RUNS_BEFORE_CAPTURE = 2
 # A kernel writes outputs of at most this number of bytes directly to the host. Larger outputs are copied after the run,
 # because the copy is then faster than direct writes.

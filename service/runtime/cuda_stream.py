@@ -118,12 +118,15 @@ class Stream(Protocol):
         """Begin to copy the first rows from the device to the host."""
 
     def event(self) -> int:
-        """Create an event for `upload_meanwhile`, `record` and `wait_for`. The event is valid until `close`."""
+        """Create an event for `upload_meanwhile`, `record` and `wait_for`. The event is valid until `close` is
+        called.
+        """
 
     def upload_meanwhile(self, buffer: Buffer, rows: int, event: int) -> None:
         """Begin to copy the first rows to the device while the stream still does earlier work.
 
-        Later work on the stream waits for the copy. Earlier work on the stream must not use `buffer`.
+        Work that is added to the stream later waits for the copy. Work that is already on the stream must not use
+        `buffer`.
         """
 
     def record(self, event: int) -> None:
@@ -207,14 +210,17 @@ class CudaStream:
         self._copy(buffer.host_address, buffer.device, buffer.bytes(rows), _DEVICE_TO_HOST, self.address)
 
     def event(self) -> int:
-        """Create an event for `upload_meanwhile`, `record` and `wait_for`. The event is valid until `close`."""
+        """Create an event for `upload_meanwhile`, `record` and `wait_for`. The event is valid until `close` is
+        called.
+        """
         self._events.append(self._new("cudaEventCreateWithFlags", _NO_TIMES))
         return self._events[-1]
 
     def upload_meanwhile(self, buffer: Buffer, rows: int, event: int) -> None:
         """Begin to copy the first rows to the device while the stream still does earlier work.
 
-        Later work on the stream waits for the copy. Earlier work on the stream must not use `buffer`.
+        Work that is added to the stream later waits for the copy. Work that is already on the stream must not use
+        `buffer`.
         """
         if not self._copies:
             self._copies = self._new("cudaStreamCreateWithFlags", _NON_BLOCKING)

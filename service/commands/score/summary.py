@@ -16,7 +16,7 @@ from foldserve.service.figures import count_of
 from foldserve.service.sources import Stream
 from foldserve.service.text import join_some, printable
 
-# The largest number of columns that a line names.
+# A line names at most this number of columns.
 _MOST_NAMES = 10
 
 

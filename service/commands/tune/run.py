@@ -61,8 +61,9 @@ def tune(
 ) -> Tuning:
     """Measure the model for about `seconds`, and choose the settings.
 
-    load: opens and checks a model. load must be a function of a module, because other processes import it by its name.
-    on_open: called when every session is open. Raises the exceptions of `measure_latencies` and `measure_throughput`.
+    load: opens and checks a model. load must be defined at the top level of a module, because other processes import it
+    by its name. on_open: called when every session is open. Raises the exceptions of `measure_latencies` and
+    `measure_throughput`.
     """
     busy = host.busy()
     latencies = measure_latencies(bundle, device, _LATENCY_SHARE * seconds, load, on_open=on_open)

@@ -1,7 +1,7 @@
 """Measures the rows per second of several processes that run the model at the same time.
 
-This module runs bundles, and chooses no settings. Each round measures every number of processes, and the result is the
-median over the rounds.
+This module runs bundles, and chooses no settings. Each round measures the throughput for every number of processes, and
+the result is the median over the rounds.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _receive(connection: Connection) -> Any:
 def _wait_until_ready(connections: Sequence[Connection]) -> tuple[list[Connection], str | None]:
     """Wait until every process has opened the model or has failed.
 
-    Return the connections to the ready processes, and the reason why another process is not ready, if any.
+    Return the connections to the ready processes. If a process has failed, also return the reason.
     """
     ready, refusal = [], None
     for connection in connections:
