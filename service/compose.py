@@ -52,7 +52,7 @@ class Service:
     strict_readiness: whether the server is ready only if every model is ready.
     memory: the counter of the bytes that the bodies of all requests hold.
     observer: gets the record of each request; None if requests are neither logged nor traced.
-    exporters: send traces and metrics to a collector; None without OpenTelemetry.
+    exporters: send traces and metrics to a collector; None if OpenTelemetry is off.
     guard: checks the API keys; None if every client may send requests.
     endpoints: maps the path of a prediction request to its endpoint. The path has no percent-encoding. Look each path
     up when its request arrives: the mapping may change while the server runs.
@@ -177,7 +177,7 @@ def _prediction_log(settings: Settings, metrics: Metrics) -> PredictionLog | Non
 def _guard(settings: Settings, metrics: Metrics) -> Guard | None:
     if not settings.keys:
         return None
-    # The workers share the rates of the keys through files in the folder of their metrics.
+    # The rate limit of a key holds for all workers together, through files in the workers' metrics folder.
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     guard = Guard(Keyring(settings.keys, Path(folder) if folder else None))
     metrics.for_keys(guard.take_counts)

@@ -35,8 +35,8 @@ class TableWarning(UserWarning):
 
 
 class ClientError(FoldserveError):
-    """A request failed: the server gave no usable answer. status: the HTTP status; None without a response. text: the
-    server's own text.
+    """A request failed: the server gave no usable answer. status: the HTTP status; None if there was no response. text:
+    the server's own text.
     """
 
     def __init__(self, text: str, status: int | None = None) -> None:

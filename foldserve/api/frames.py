@@ -51,7 +51,7 @@ def read_columns(data: Any, names: Sequence[str] | None = None) -> Columns:
 
     data: a data frame of pandas or polars, an Arrow table, an object with the method `__arrow_c_stream__`, a dict of
     columns, or an array [rows, columns]. names: the names of an array's columns; x0, x1 and so on by default. Raises
-    `InvalidInput` for any other object, and `MissingExtra` without pyarrow.
+    `InvalidInput` for any other object, and `MissingExtra` if pyarrow is not installed.
     """
     require("pyarrow", extra="frames")
     found = library(data)

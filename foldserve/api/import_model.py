@@ -44,8 +44,8 @@ def import_model(
     model: the path of a file, or a model in memory. data: a table as in `fit`. The certificate uses the rows of this
     table. If `target` is given, the metrics of the model are computed on the same rows. name: the name of the model.
     models: the folder to write to. features: the names of the features, in the model's order. labels: the labels, in
-    the order of the outputs. ranges: the range of each feature by name, or one range for all features; needed only
-    without a table. output: the name of the output to use, if the model has several outputs. keep_unknown: whether an
+    the order of the outputs. ranges: the range of each feature by name, or one range for all features; needed only if
+    there is no table. output: the name of the output to use, if the model has several outputs. keep_unknown: whether an
     operator that the import does not understand stays in the graph unchanged. layers: a text file with the output of
     `print(model)`. The file in `layers` is needed for a PyTorch model file that has only weights. drop: columns of the
     table to leave out. seed: the seed of the random rows.

@@ -186,7 +186,7 @@ class Provenance(FrozenModel):
 
     data_sha256: None if no table was given for an imported model. rows: the number of rows in each part of the split.
     threads: the number of threads of each matrix product. cpu: the model of the CPU, and the instruction set that
-    PyTorch uses. versions: the versions of the libraries, by name.
+    PyTorch uses. versions: maps the name of each library to its version.
     """
 
     source: str

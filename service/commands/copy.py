@@ -16,7 +16,7 @@ def run(path: Path, name: str, models: Path | None) -> None:
     path: the folder of a bundle, which may have any name, or the folder of a model. If `path` is the folder of a model,
     `run` copies the newest version of the model. models: the folder for the copy. The default is the folder two levels
     above the bundle. The report is copied without a change. Raises `BundleError` if a check fails or the copy can't be
-    written. After either error, `run` leaves no file behind.
+    written. If the copy fails, `run` leaves no file behind.
     """
     bundle = find_bundle(path)
     if bundle.warning:

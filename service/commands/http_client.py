@@ -23,8 +23,9 @@ _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
 class Address:
     """The address that a service listens on.
 
-    tls: the client's TLS context; None without TLS. uds: the path of the Unix socket; None for a port. timeout: the
-    time limit in seconds for each step of a request, such as the connection or a read.
+    tls: the client's TLS context; None if the address does not use TLS. uds: the path of the Unix socket; None if the
+    address is a host and a port. timeout: the time limit in seconds for each step of a request, such as the connection
+    or a read.
     """
 
     host: str

@@ -43,7 +43,7 @@ class Node:
 class Graph:
     """The nodes of the graph, in the order of the file.
 
-    constants: the constants by name. output: the logits of a classification, or the value.
+    constants: maps the name of each constant to its value. output: the logits of a classification, or the value.
     """
 
     input: str

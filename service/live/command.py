@@ -29,7 +29,7 @@ class Command(Message):
 
 
 class CommandOutcome(Message):
-    """The outcome of a command. error: the name of the error's class; None if the command was executed."""
+    """The outcome of a command. error: the name of the error's class; None if the command had no error."""
 
     error: str | None = None
     text: str = ""

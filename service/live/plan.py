@@ -54,7 +54,7 @@ class Changes(Message):
     above 0, the other counts are missing. by_class: maps each label of the old version to the number of rows with this
     label, and to the number of these rows that get another label.
     largest_change: the largest change of an output. range: the lowest and the highest output of the old version; None
-    except in a regression.
+    for a classification.
     seconds: the time of one run of the new version, and of the old version; None if these times are not known.
     """
 
@@ -71,8 +71,8 @@ class Outcome(Message):
 
     reason: why the version must not serve; None if it is allowed to serve. final: whether waiting is useless, because
     the reason would still hold after all files are copied. digest: identifies the contents that were read. compared:
-    the measures of the trial, by name. live, golden: the changes for the live rows of this process, and for the golden
-    rows of the active version.
+    maps the name of each measure of the trial to its value. live, golden: the changes for the live rows of this
+    process, and for the golden rows of the active version.
     """
 
     reason: str | None = None
@@ -97,9 +97,9 @@ class VersionPlan(Message):
 class ModelPlan(Message):
     """One model.
 
-    versions: the versions by number. current: the active version, which answers a request that names no version; None
-    if no version is active. labels: maps each version label to a version number. canary: the label `canary` answers
-    this share of the requests that name no version.
+    versions: maps each version number to the plan for this version. current: the active version, which answers a
+    request that names no version; None if no version is active. labels: maps each version label to a version number.
+    canary: the label `canary` answers this share of the requests that name no version.
     reason: why the folder of the model can't be read; None if it can.
     """
 
@@ -120,7 +120,7 @@ class ModelPlan(Message):
 
 
 class Plan(Message):
-    """The state of all models, by name."""
+    """The plans of all models, by the model's name."""
 
     models: dict[str, ModelPlan] = {}
 

@@ -22,7 +22,7 @@ _FILES = (bundle.MANIFEST_FILE, bundle.MODEL_FILE)
 
 @dataclass(frozen=True)
 class Found:
-    """The folder of one model. versions: the stamp of each version, by number. reason: why the folder can't be read;
+    """The folder of one model. versions: maps each version number to a stamp. reason: why the folder can't be read;
     None if it can.
     """
 

@@ -46,7 +46,7 @@ def _merge(attempt: Attempt, of_each: Sequence[Outcome]) -> Outcome:
 
 
 def _measures(parts: Sequence[Changes]) -> dict[str, Any]:
-    """Return the measures of all rows together, by name."""
+    """Return each measure over all rows, by its name."""
     measures: dict[str, Any] = {"rows": sum(part.rows for part in parts)}
     timed = [part.seconds for part in parts if part.seconds is not None]
     if timed:  # the fastest run is the one that other programs disturbed least

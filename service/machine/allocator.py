@@ -16,7 +16,8 @@ def return_large_blocks() -> bool:
     """From now on, map each large block separately. Returns whether the C library has this option; glibc has it.
 
     By default, glibc raises the threshold for large blocks to the size of the largest block that was freed, up to 32
-    MiB. Blocks below the raised threshold then come from heaps, which many threads fragment, and which never shrink.
+    MiB. Blocks below the raised threshold come from heaps. Many threads fragment these heaps, and the heaps never
+    shrink.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -46,7 +46,7 @@ def threads(root: Path = Path("/")) -> int:
 
 
 def memory(root: Path = Path("/")) -> Memory | None:
-    """Find the smallest memory limit; None without a limit. root: the folder that holds /proc and /sys."""
+    """Return the smallest memory limit; None if there is no limit. root: the folder that holds /proc and /sys."""
     limits = [
         Memory(limit, _parse(_read(folder / used)))
         for folder, (file, used) in _groups(

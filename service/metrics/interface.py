@@ -14,8 +14,8 @@ from foldserve.service.bundle import Manifest, Parity
 from foldserve.service.errors import RequestError
 
 # The batcher calls this function after each run, before the callers get their rows. The arguments of the function are
-# the number of rows, the seconds of the run, and a list of waits. The list contains, for each entry that starts in this
-# run, the seconds that the entry has waited in the queue.
+# the number of rows, the duration of the run in seconds, and a list of waits. The list contains, for each entry that
+# starts in this run, the seconds that the entry has waited in the queue.
 BatchObserver = Callable[[int, float, list[float]], None]
 
 
@@ -116,7 +116,8 @@ class Metrics:
     def record_refused(self, refused: Collection[tuple[str, str]]) -> None:
         """Record all versions that are refused now.
 
-        refused: pairs of a model and a version. If the folder of a model can't be read, the version is an empty text.
+        refused: pairs of a model and a version. If the folder of a model can't be read, the pair has an empty text as
+        its version.
         """
 
     def forget(self, model: str, version: str, parts: Iterable[object]) -> None:

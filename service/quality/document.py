@@ -34,7 +34,7 @@ class FeatureDrift(BaseModel):
     """The drift of one feature.
 
     `training` and `live` have the number of rows in each bin; `edges` are the edges of the bins. `psi`: the population
-    stability index; null without a training histogram or without live rows. `noise`: without drift, the index exceeds
+    stability index; null if there is no training histogram or no live row. `noise`: without drift, the index exceeds
     this limit in only one of 1,000 cases. `below`: the share of the rows with a value below the first edge. `above`:
     the share of the rows with a value above the last edge. For a categorical feature, `unseen` is the share of the rows
     with a category that training has not seen.

@@ -9,8 +9,8 @@ from foldserve.service.bundle.decision import label_names
 from foldserve.service.metrics import Figure
 from foldserve.service.quality.document import Drift
 
-# A model with more features than this number has no figures for each feature, and a model with more labels than this
-# number has no figures for each label.
+# If a model has more features than this number, the metrics have no values for single features. If a model has more
+# labels than this number, the metrics have no values for single labels.
 _MOST_SERIES = 100
 
 

@@ -32,7 +32,7 @@ _NORMAL = 3.0902
 class Judgement:
     """The result for one feature.
 
-    psi: the population stability index; None without a training histogram or without live rows. noise: a limit for the
+    psi: the population stability index; None if there is no training histogram or no live row. noise: a limit for the
     index, which depends on the number of rows. Without drift, the index exceeds this limit in one of 1,000 cases.
     """
 

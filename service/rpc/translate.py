@@ -55,7 +55,7 @@ def to_body(
 ) -> tuple[dict[bytes, bytes], bytes]:
     """Return the headers and the body of the equivalent HTTP request. Raises `InvalidInput`.
 
-    seconds_left: the time until the deadline of the call; None without a deadline.
+    seconds_left: the time until the deadline of the call; None if the call has no deadline.
     """
     contents = _contents(request)
     inputs = [

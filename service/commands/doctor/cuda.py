@@ -50,7 +50,7 @@ def check_cudnn() -> str:
 
 
 def check_gpus() -> Result | str:
-    """List the GPUs. Raises `ProblemError` without a GPU, or if ONNX Runtime can't run on the first GPU."""
+    """List the GPUs. Raises `ProblemError` if there is no GPU, or if ONNX Runtime can't run on the first GPU."""
     try:
         gpus = nvidia.gpus()
     except DeviceError as error:

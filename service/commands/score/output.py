@@ -37,7 +37,7 @@ class Output:
 
 
 def choose(output: str, kind: Format | None, refused: Path | None) -> Output:
-    """Return the paths and the format of the output. Raises `ScoreError` for a name without a known suffix."""
+    """Return the paths and the format of the output. Raises `ScoreError` if the name has no known suffix."""
     if output == STANDARD_OUTPUT:
         return Output(None, refused, kind or "csv")
     path = Path(output)

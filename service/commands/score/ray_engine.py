@@ -38,7 +38,8 @@ class _Worker:
 def score(work: Work, piece: int, chunk: int) -> Iterator[Scored]:
     """Score the input from chunk `chunk` of piece `piece` to the end of the input, and yield the results in order.
 
-    Uses the cluster of the variable RAY_ADDRESS, or starts Ray on this machine. Raises `ScoreError` without Ray.
+    Uses the cluster that the variable RAY_ADDRESS names, or starts Ray on this machine. Raises `ScoreError` if Ray is
+    not installed.
     """
     try:
         import ray  # Only this engine needs Ray, so Ray is imported late.

@@ -117,7 +117,7 @@ def _choose_buckets(graphs: Curve, plain: Curve) -> tuple[tuple[int, ...], str]:
 
 
 def _cuda_seconds(batch: int, buckets: Sequence[int], latencies: Latencies) -> float:
-    """Return the seconds of a batch on CUDA.
+    """Return the time of one batch on CUDA, in seconds.
 
     The batch runs in the smallest graph that holds the batch, or in a plain run if no graph is large enough.
     """

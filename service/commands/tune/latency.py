@@ -1,4 +1,4 @@
-"""Measures the seconds of one run, by batch size: on the CPU by number of threads, and on CUDA.
+"""Measures the time of one run for each batch size: on the CPU for each number of threads, and on CUDA.
 
 This module runs bundles, and chooses no settings. Each round runs every variant in turn, so that other programs slow
 down all variants alike. The result is the median over the rounds.
@@ -26,7 +26,7 @@ from foldserve.service.machine import cgroup
 from foldserve.service.runtime.load import load as load_bundle
 from foldserve.service.runtime.session import Device, Options, is_expected
 
-Curve = Mapping[int, float]  # batch size -> median seconds of one run
+Curve = Mapping[int, float]  # batch size -> median time of one run, in seconds
 
 # Batch sizes above `MAX_BATCH` are measured only to show the trend. A server splits a batch above `MAX_BATCH` into
 # several runs.
@@ -39,7 +39,7 @@ _POOL_BYTES = 2**28  # upper limit of the memory for the rows of one round
 
 @dataclass(frozen=True)
 class Latencies:
-    """Seconds of one run, by batch size.
+    """The time of one run, in seconds, for each batch size.
 
     cpu: the curve for each number of threads. One thread is always measured. graphs: the curve on CUDA with a graph for
     each batch size. plain: the curve on CUDA without graphs. graphs and plain are empty without CUDA. skipped: one line
@@ -197,7 +197,7 @@ def _is_measurable(variant: _Variant, rows: Rows, max_seconds: float, skipped: l
 def _median_run(run: Run, pool: Rows, batch: int, generator: Generator) -> float:
     """Run batches for `_TURN_SECONDS` seconds.
 
-    Each batch starts at a random row of the pool. Return the median seconds of a run.
+    Each batch starts at a random row of the pool. Return the median time of a run, in seconds.
     """
     times: list[float] = []
     places = generator.integers(0, len(pool) - batch, 256, endpoint=True).tolist()

@@ -84,7 +84,9 @@ def toml(tuning: Tuning) -> str:
 
 
 def as_json(tuning: Tuning) -> dict[str, Any]:
-    """Return the whole result for JSON: seconds by batch size, rows per second by number of processes."""
+    """Return the whole result for JSON: the seconds for each batch size, and the rows per second for each number of
+    processes.
+    """
     return {
         "model": tuning.model,
         "sha256": tuning.manifest.model.sha256,

@@ -36,8 +36,8 @@ class Throughput:
     """The total number of rows that several processes predict per second. Each process runs batches of `MAX_BATCH`
     rows.
 
-    rates: rows per second by number of processes. skipped: the reason why no more processes were measured; empty if all
-    were measured.
+    rates: maps the number of processes to rows per second. skipped: the reason why no more processes were measured;
+    empty if all were measured.
     """
 
     rates: Mapping[int, float] = field(default_factory=dict)
