@@ -1,7 +1,7 @@
 """Every error that the service raises on purpose. This module does not depend on HTTP: `protocols/reply.py` gives each
 error an HTTP status.
 
-Each line names the modules that raise the error. A test compares these names with the code.
+Each line names the modules that raise the error, and a test compares these names with the code.
 
 FoldserveError               the command prints it as one line and exits with 1
 ├── SettingsError            settings.py, access/keys.py, live/, commands/, http/: a flag, variable or file is invalid

@@ -38,8 +38,8 @@ def import_model(
 ) -> bundle.Bundle:
     """Fold a model that another framework trained, certify that it gives the same answers, and write a bundle.
 
-    The function does the same as `foldserve-train import`, which docs/import.md describes. This function has more than
-    50 lines, because most of its lines describe arguments.
+    This function does the same as the command `foldserve-train import`, which docs/import.md describes. This function
+    has more than 50 lines, because most of its lines describe arguments.
 
     model: the path of a file, or a model in memory. data: a table as in `fit`. The certificate uses the rows of this
     table. If `target` is given, the metrics of the model are computed on the same rows. name: the name of the model.

@@ -1,6 +1,6 @@
 """A bundle that is loaded in this process.
 
-The bundle must pass the same checks as in a server. The loaded model reads rows in the same way as a server.
+The bundle must pass the same checks as on a server. The loaded model reads rows in the same way as a server.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BATCH = 8192
 def load(bundle: str | os.PathLike[str] | Bundle, *, device: Device = "auto", threads: int | None = None) -> Model:
     """Load a bundle in this process.
 
-    The checks are the same as in a server. The checks cover the seal and the hash of the bundle, the path of its
+    The checks are the same as those of a server. The checks cover the seal and the hash of the bundle, the path of its
     folder, and the graph with its tensors. The checks also run the golden rows on the device that will run the model.
 
     bundle: the folder of a bundle, such as `models/penguins/1`, or the result of `fit`. `bundle` may also be the folder

@@ -2,8 +2,8 @@
 
 The rows are similar to the rows of a request. The drawn rows contain no personal data.
 
-This module does not depend on networks or sessions. The caller's generator creates the arrays, so this module does not
-import NumPy.
+This module does not depend on neural networks or sessions. The caller's generator creates the arrays, so this module
+does not import NumPy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The activations as curves: their values and their slopes in float64, by the name of the ONNX operator."""
+"""The activations as curves: for the name of each ONNX operator, the values and the slopes in float64."""
 
 from __future__ import annotations
 

@@ -175,7 +175,9 @@ class Network:
         self.is_piecewise_linear = all(operation.is_piecewise_linear for operation in self._operations)
 
     def forward(self, columns: Floats) -> Values:
-        """Run the network on float64 [rows, columns], and return every tensor by its name."""
+        """Run the network on float64 [rows, columns], and return a mapping from the name of each tensor to its
+        values.
+        """
         values = {self._input: columns}
         for operation in self._operations:
             operation.forward(values)

@@ -2,7 +2,7 @@
 
 The preprocessing turns raw rows into encoded columns, in float32 as in ONNX Runtime.
 Each encoded column depends on a single feature, and this module finds that feature. This module does not depend on the
-network.
+neural network.
 """
 
 from __future__ import annotations

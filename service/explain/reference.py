@@ -1,7 +1,7 @@
 """The reference of an explanation: the mean of each encoded column over the training rows.
 
 The means come from the histograms of the manifest, so they are approximate for numbers. This module does not depend on
-the network.
+the neural network.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def mean_columns(preprocessing: Preprocessing, features: Sequence[Feature]) -> F
 
 
 def _points(feature: Feature) -> tuple[Floats, Floats]:
-    """Return some values of a feature, and for each value the share of the training rows that are near it. The shares
-    add up to 1.
+    """Return some values of a feature, and the share of the training rows that are near each value. The shares add up
+    to 1.
     """
     edges, counts = np.array(feature.histogram.edges), np.array(feature.histogram.counts, np.float64)
     values = (edges[:-1] + edges[1:]) / 2

@@ -219,7 +219,7 @@ class Coordinator:
     def _change(self, found: dict[str, Found], names: list[str], *, first: bool = False, decided: bool = False) -> None:
         """Change the models `names` to the wanted state.
 
-        The wanted state follows from the folder, the policies and the operator's decisions.
+        The wanted state depends on the folder, the policies and the operator's decisions.
         """
         now = time.monotonic()
         for name in names:

@@ -1,6 +1,6 @@
 """The policy of each model: the versions to keep, their labels, and the conditions of a swap.
 
-This module owns the schema of the file of policies. An example of such a file:
+This module owns the schema of the file of policies. An example of a policy file:
 
     [default]                       # for every model that has no table of its own
     versions = "latest 2"           # or "all", or [3, 5]

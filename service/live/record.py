@@ -36,7 +36,7 @@ class _Version:
     time at which the folder was first found to be missing. tried: the time of the last attempt with this stamp.
     verdict: the outcome of the last attempt.
     against: the other version in the comparison. final: whether the verdict holds until the files change. served: the
-    stamp that the processes serve.
+    stamp of the files that the processes serve.
     """
 
     stamp: str

@@ -42,7 +42,9 @@ class Layout(Protocol):
         """The name of the only model, whose bundles may have another name; None if the folder is for many models."""
 
     def scan(self) -> dict[str, Found]:
-        """List every model by its name. Raises `StartError` if the folder is missing or can't be read."""
+        """Return the versions of each model, by the name of the model. Raises `StartError` if the folder is missing or
+        can't be read.
+        """
 
     def path(self, name: str, version: int) -> Path:
         """Return the folder of a bundle."""
@@ -56,7 +58,7 @@ class ManyModels:
     name: str | None = None
 
     def scan(self) -> dict[str, Found]:
-        """List every model by its name.
+        """Return the versions of each model, by the name of the model.
 
         Folders with a name that is not valid for a model are left out. Raises `StartError`.
         """
@@ -129,7 +131,7 @@ def _readable(folder: Path) -> Iterator[None]:
 def _flat_version(folder: Path, stamp: str) -> int:  # noqa: ARG001 (the stamp changes with the file)
     """Return the version in the manifest of a flat bundle.
 
-    Return 1 if the manifest is missing or has no valid version, as in a partial copy.
+    Return 1 if the manifest is missing or has no valid version, for example because the copy is incomplete.
     """
     file = folder / bundle.MANIFEST_FILE
     try:

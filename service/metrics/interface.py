@@ -106,8 +106,8 @@ class Metrics:
     def for_keys(self, take_counts: Callable[[], Mapping[str, Sequence[int]]]) -> None:
         """Count the requests of each API key.
 
-        take_counts: returns the counts of each key since the last call of this function, by the name of the key. The
-        counts are in the order of `KEY_OUTCOMES`.
+        take_counts: returns the counts since its last call, as a mapping from the name of each key to the key's counts.
+        The counts are in the order of `KEY_OUTCOMES`.
         """
 
     def record_load(self, manifest: Manifest, seconds: float, parity: Parity, providers: Iterable[str]) -> None:

@@ -130,7 +130,7 @@ class _BatchMetrics:
 
     def flush(self) -> None:
         pending, self._pending = self._pending, []
-        if not pending:  # a server may have thousands of models without requests
+        if not pending:  # a server may have thousands of models that get no requests
             return
         m, labels = self._metrics, self.labels
         rows, seconds, waited = zip(*pending, strict=True)

@@ -157,7 +157,7 @@ class PredictionLog:
                 return
 
     def _write_due(self, *, last: bool) -> bool:
-        """Write the files that are due. last: whether to write all waiting samples.
+        """Write the samples that should not wait longer. last: whether to write all waiting samples.
 
         Returns whether a file was written.
         """

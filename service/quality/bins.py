@@ -29,7 +29,7 @@ class FeatureBins:
     def __init__(self, features: Sequence[Feature]) -> None:
         self._edges = [np.array(feature.histogram.edges, np.float64) for feature in features]
         for edges in self._edges:
-            edges[-1] = np.nextafter(edges[-1], np.inf)  # as in np.histogram, the last bin contains its upper edge
+            edges[-1] = np.nextafter(edges[-1], np.inf)  # the last bin contains its upper edge, as in np.histogram
         sizes = [len(edges) + 2 for edges in self._edges]
         self._starts = np.cumsum([0, *sizes[:-1]])
         self.size = sum(sizes)

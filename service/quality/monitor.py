@@ -77,7 +77,7 @@ class Monitor:
         return float(np.mean(self.manifest.golden.outputs)) if self.manifest.golden.outputs else 0.0
 
     def tick(self) -> None:
-        """Do the work that is due once a second."""
+        """Do the work that must be done once a second."""
         if self.sampler is not None:
             self.sampler.tick()
         if self.predictions is not None:

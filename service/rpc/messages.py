@@ -1,8 +1,8 @@
 """Checks the size of a call's message, and then reads the message.
 
 This module parses the bytes of protobuf, and does not depend on calls. This module limits the number of bytes that a
-message may have besides the raw bytes of its tensors, for two reasons. From two bytes of a message, protobuf can make
-objects of up to a hundred bytes. Until the whole message is read, protobuf also holds Python's interpreter lock.
+message may have besides the raw bytes of its tensors. There are two reasons: from two bytes of a message, protobuf can
+make objects of up to a hundred bytes, and protobuf holds Python's interpreter lock until it has read the whole message.
 
 https://protobuf.dev/programming-guides/encoding
 """

@@ -5,10 +5,10 @@ batch. This module does not depend on bundles. A CUDA graph contains the copies 
 a graph needs only one launch and one wait. A batch that is larger than every graph runs without a graph, kernel by
 kernel.
 
-ONNX Runtime could capture and replay its kernels itself. This module captures the kernels instead, for three reasons.
-First, ONNX Runtime keeps separate graphs for each thread. Second, a replay by ONNX Runtime needs a whole call of ONNX
-Runtime, and its graphs do not contain the copies. Third, ONNX Runtime captures in CUDA's global mode, in which no other
-model may allocate memory. docs/cuda.md has the details.
+ONNX Runtime could capture CUDA graphs itself, but this module captures them, for three reasons. ONNX Runtime keeps
+separate graphs for each thread. To launch a graph, ONNX Runtime needs a whole call, and its graphs do not contain the
+copies. ONNX Runtime captures in CUDA's global mode, in which no other model may allocate memory. docs/cuda.md has the
+details.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _LOST = re.compile(r"CUDA (failure \d+|error \w+)|CUBLAS failure", re.IGNORECASE
 
 
 class CudaRunner:
-    """A session on CUDA, for any number of threads. Runs of several threads happen one after another.
+    """A session on CUDA, for any number of threads. If several threads call `run`, the runs happen one after another.
 
     shortcuts: the shortcuts for which `model` is prepared. connect: a function that creates the stream. open_session: a
     function that creates the session. Tests pass other functions to simulate failures of CUDA. Raises `DeviceError`
@@ -88,7 +88,7 @@ class CudaRunner:
 
         Raises `DeviceOutOfMemory` if the device has no memory for the run; the next call then uses a new session.
         Raises `DeviceLost` if the device has failed; every later call then raises `DeviceLost` again. Raises
-        `RuntimeError` after `close`. Also raises any other exception of ONNX Runtime.
+        `RuntimeError` if the runner is closed. Also raises any other exception of ONNX Runtime.
         """
         with self._one_run:
             if self._closed:

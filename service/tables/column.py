@@ -131,7 +131,7 @@ class FeatureColumn:
     def _categories(self, cells: pa.ChunkedArray) -> tuple[Values, list[Problem]]:
         kind = cells.type
         if pa.types.is_boolean(kind) or _is_time(kind):
-            cells = cells.cast(pa.string())  # as in training, a boolean becomes the text true or false
+            cells = cells.cast(pa.string())  # a boolean becomes the text true or false, as in training
         elif pa.types.is_decimal(kind) or pa.types.is_float16(kind):
             cells = cells.cast(pa.float64())
         return self._by_distinct(cells)

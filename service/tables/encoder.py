@@ -76,7 +76,7 @@ class TableEncoder:
         return self._by_columns(table) if numbers is None else Encoded(numbers)
 
     def _numbers(self, batch: pa.RecordBatch) -> Rows | None:
-        """Encode a batch of numbers in one step.
+        """Encode a batch that has only numbers.
 
         Returns None if a column is missing or not numeric, or if a row is refused.
         """
