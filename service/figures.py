@@ -26,7 +26,7 @@ def format_figure(value: float) -> str:
 def format_value(value: float) -> str:
     """Format a number for a table.
 
-    A whole number has no decimals; another number has up to four digits: 32.1, 1,500.
+    A whole number has no decimals, and other numbers have up to four digits: 32.1, 1,500.
     """
     if math.isfinite(value) and value == round(value) and abs(value) < _LARGE:
         return f"{value:,.0f}"

@@ -59,7 +59,8 @@ class Rules:
     """The settings of a coordinator.
 
     layout: where the bundles are. follow: whether the coordinator loads and unloads models when the folder changes.
-    rescan: the seconds between two looks at the folder. default_model: the value of the setting `default_model`.
+    rescan: the coordinator looks at the folder at least once in this number of seconds. default_model: the value of the
+    setting `default_model`.
     """
 
     layout: Layout

@@ -87,7 +87,7 @@ class OneModel:
     name: str
 
     def scan(self) -> dict[str, Found]:
-        """List the only model. Raises `StartError`."""
+        """Return the versions of the only model, by its name. Raises `StartError`."""
         with _readable(self.folder):
             if self._is_flat:
                 stamp = _stamp(self.folder)

@@ -30,7 +30,8 @@ log = logging.getLogger("foldserve")
 _MAX_WAITING = 64 * 2**20
 # A file is written when the samples of one version have this number of bytes.
 _FULL_FILE = 16 * 2**20
-# The seconds between two looks at the queue. A request does not wake up the thread, because that would delay requests.
+# The thread waits this number of seconds before it looks at the queue again. A request does not wake up the thread,
+# because that would delay requests.
 _LOOK_SECONDS = 1.0
 _REPORT_SECONDS = 60.0
 _TRIM_SECONDS = 60.0

@@ -158,8 +158,8 @@ class Monitor:
     def _score(self, outputs: Outputs, labels: npt.NDArray[np.float64]) -> None:
         """Count labelled rows and the errors of their outputs.
 
-        labels: float64 [rows]; each number is a class index, or the value of a regression. The formulas are those with
-        which `training/report/evaluate.py` computes the metrics in the manifest.
+        labels: float64 [rows]; each number is a class index, or the value of a regression. This method uses the same
+        formulas as `training/report/evaluate.py`, which computes the metrics in the manifest.
         """
         sums = np.zeros(self.size)
         sums[Sum.LABELLED] = len(labels)

@@ -69,7 +69,7 @@ def _raw_bytes(message: bytes) -> int:
 
 
 def _varint(message: bytes, place: int) -> tuple[int, int]:
-    """Return the integer at `place`, and the place after it."""
+    """Return the integer at `place`, and the place after the integer."""
     value = 0
     for index, byte in enumerate(message[place : place + _MAX_VARINT_BYTES]):
         value |= (byte & 0x7F) << 7 * index

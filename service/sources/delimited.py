@@ -1,4 +1,4 @@
-"""Delimited text files in any dialect: .csv, .tsv and .txt. The files may be compressed by gzip.
+"""Delimited text files in any dialect: .csv, .tsv and .txt. The files may be compressed with gzip.
 
 Every cell keeps its text: NA is a text, and 007 does not become 7. An empty cell is a missing value.
 """

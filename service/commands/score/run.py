@@ -67,8 +67,8 @@ class ScoreOptions:
 def run(options: ScoreOptions) -> int:
     """Score all rows, and return the exit status: 0, or `SOME_REFUSED`.
 
-    Raises `BundleError`, `DeviceError`, `SourceError`, `TableError`, `ScoreError` or `RuntimeFailure`. After an error
-    the output is as it was before. The rows that were scored so far stay in a folder beside the output.
+    Raises `BundleError`, `DeviceError`, `SourceError`, `TableError`, `ScoreError` or `RuntimeFailure`. If the run
+    fails, the existing output is unchanged. The rows that were scored so far stay in a folder beside the output.
     """
     started = time.perf_counter()
     target = output.choose(options.output, options.kind, options.refused)

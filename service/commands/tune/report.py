@@ -121,7 +121,7 @@ def require_writable(output: Path) -> None:
 
 
 def write(tuning: Tuning, output: Path) -> None:
-    """Write the settings to `output`, completely or not at all. Raises `SettingsError` if the write fails."""
+    """Write the settings to `output`, completely or not at all. Raises `SettingsError` if the file can't be written."""
     try:
         replace_file(output, toml(tuning).encode())
     except OSError as error:
