@@ -13,8 +13,9 @@ from pathlib import Path
 def replace_file(file: Path, content: bytes, partial: Path | None = None) -> None:
     """Write `file`, or replace its content.
 
-    partial: the content is first written to this file, which is on the same file system. The default for `partial` is a
-    hidden file beside `file`. If the write fails, this file is removed. If the process is killed, this file remains.
+    partial: the content is first written to this file, which must be on the same file system as `file`. The default for
+    `partial` is a hidden file beside `file`. If the write fails, this file is removed. If the process is killed, this
+    file remains.
     """
     partial = partial or file.with_name(f".partial-{os.getpid()}-{file.name}")
     try:

@@ -256,7 +256,7 @@ def write(
     _remove_abandoned(models)
     folder = models / name
     try:
-        # The partial folder is on the same file system, so that a rename can move it.
+        # The partial folder is on the same file system as the final folder, so that a rename can move it.
         partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=models))
     except OSError as error:
         raise BundleError(f"can't write there: {error.strerror}", models) from error

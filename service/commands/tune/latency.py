@@ -79,7 +79,7 @@ def measure_latencies(
 
     Also measure the model on CUDA, if CUDA works and `device` is not cpu.
 
-    seconds: the approximate time to measure after every session is open. The measurement of a large model takes longer.
+    seconds: the approximate time to measure after every session is open. A large model takes longer to measure.
     batches: batch sizes in ascending order.
     on_open: called when every session is open.
     Raises `BundleError` as `load` does. Raises `DeviceError` if `device` is cuda and CUDA is not available. Raises

@@ -48,7 +48,7 @@ class Tuning:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What limits the measurements: one line for each omitted measurement, with the reason, and one line if the
+        """The limits of the measurements: one line for each omitted measurement, with the reason, and one line if the
         machine was busy.
         """
         skipped = self.latencies.skipped + self.throughput.skipped
