@@ -1,11 +1,10 @@
 """Decides when the server begins a request. An overloaded process refuses some requests, and answers the others fast.
 
 For small models, the event loop is the bottleneck: reading and writing requests takes longer than the runs of the
-model. Without a limit, one turn of the event loop would work on thousands of requests. During a turn with thousands of
-requests, other requests would wait in the kernel's buffers, where the server can't see them. Therefore, one turn of the
-event loop begins requests only for a few milliseconds. All other requests wait in the queue of this module until a
-later turn begins them. Between two turns that begin requests, the event loop reads and refuses requests, and answers
-health checks.
+model. Without a limit, one turn of the event loop would work on thousands of requests, while other requests would wait
+in the kernel's buffers, where the server can't see them. To prevent this, each turn of the event loop begins requests
+only for a few milliseconds. All other requests wait in the queue of this module until a later turn begins them. Between
+two turns that begin requests, the event loop reads and refuses requests, and answers health checks.
 
 A request is refused if its expected wait is too long. The expected wait is the size of the queue in bytes, multiplied
 by the measured seconds per byte. The size of the queue is the sum of the sizes of all bodies, plus a fixed number of
@@ -23,16 +22,15 @@ from collections.abc import Callable
 from typing import Protocol
 
 # The minimum and the maximum number of seconds for which one turn of the event loop begins requests. A turn lasts
-# longer than the minimum only if refusing requests takes long. The turn then lasts _WORK_PER_REFUSALS times as long as
-# the refusals took, so that the accepted requests get enough time too.
+# longer than the minimum only if refusing requests takes long: it lasts _WORK_PER_REFUSALS times as long as the
+# refusals took, so that the accepted requests get enough time too.
 _TURN_SECONDS, _LONG_TURN_SECONDS = 0.005, 0.02
 _WORK_PER_REFUSALS = 3
-# A request takes some time even without a body. Measurements show that the server could handle `_REQUEST_BYTES` bytes
-# of JSON in this time.
+# Measurements show that a request without a body takes about as much time as `_REQUEST_BYTES` bytes of JSON.
 _REQUEST_BYTES = 2048
 # After each turn, the sums that measure the speed are multiplied by this weight, and the new measurement is added.
 _OLD_WEIGHT = 0.9
-# This share of the longest expected wait is reserved for requests of high priority, and so is this share of each queue.
+# This share of the longest expected wait, and this share of each queue, is reserved for requests of high priority.
 RESERVE = 0.1
 # This number of requests may always wait until their deadlines. For example, a client that sends one large request on
 # each connection of its pool does not overload the server.
@@ -66,19 +64,19 @@ class Admission:
         self._high: deque[tuple[Waiting, int]] = deque()
         self._normal: deque[tuple[Waiting, int]] = deque()
         self._high_bytes = self._normal_bytes = 0
-        # Weighted sums over the latest turns: `_bytes` sums the bytes of requests, `_begin_seconds` the seconds in
-        # `begin`, and `_all_seconds` all seconds of the event loop. `_measured` is the time of the last measurement, or
-        # None if no request is queued.
+        # Weighted sums over the latest turns: the bytes of the requests (`_bytes`), the seconds spent in `begin`
+        # (`_begin_seconds`), and all seconds of the event loop (`_all_seconds`). `_measured` is the time of the last
+        # measurement, or None if no request is queued.
         self._bytes, self._begin_seconds, self._all_seconds = 0.0, 0.0, 0.0
         self._measured: float | None = None
-        # The times at which the first and the last request arrived after the last turn that began requests.
+        # The arrival times of the first and the last request since the last turn in which requests began.
         self._first_arrival: float | None = None
         self._last_arrival = 0.0
         self._refused_bytes = 0
         self._refused_since = -math.inf
 
     def begins_now(self, now: float) -> bool:
-        """Return whether a new request may begin at once. If the result is false, the caller must call `wait`."""
+        """Return whether a new request may begin immediately. If the result is false, the caller must call `wait`."""
         if self._measured is not None:
             return False
         if self._turn_began is None:
@@ -88,12 +86,12 @@ class Admission:
         return now - self._turn_began < _TURN_SECONDS
 
     def wait(self, request: Waiting, size: int, now: float, *, patience: float, high: bool) -> int:
-        """Queue a request whose body has `size` bytes, and whose deadline is in `patience` seconds.
+        """Queue a request with a body of `size` bytes and a deadline in `patience` seconds.
 
         Returns 0 if the request is queued. A request is refused if its expected wait is longer than `patience` or
         `max_wait`. If the request is refused, the method returns the number of seconds for the header Retry-After.
-        `max_wait` does not apply to a request that the next turn can begin, because that turn might otherwise begin no
-        request.
+        `max_wait` does not apply to a request that can begin in the next turn: if such requests were refused, that turn
+        might have no request to begin.
         """
         if self._first_arrival is None:
             self._first_arrival = now
@@ -164,7 +162,7 @@ class Admission:
         self._all_seconds = self._all_seconds * _OLD_WEIGHT + all_seconds
 
     def _retry_after(self, size: int, now: float) -> int:
-        """Return the seconds that the server would need to handle all requests that it refused in the last second."""
+        """Return how many seconds the server would need to handle all requests that it refused in the last second."""
         if now - self._refused_since > 1:
             self._refused_since, self._refused_bytes = now, 0
         self._refused_bytes += size

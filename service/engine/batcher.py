@@ -6,7 +6,8 @@ because one class owns every change of the queue.
 
 A run starts as soon as the model is idle. Rows that arrive during a run wait, and form the next batch. If a run is
 expected to take microseconds, the run happens on the event loop. A batch that runs on the event loop contains all rows
-that arrived in one turn of the event loop. A longer run happens on a thread, and new rows are queued during this run.
+that arrived in one turn of the event loop. A run that is expected to take longer happens on a thread, and new rows are
+queued during this run.
 
     submit -> queue -> take a batch (cancelled and expired entries are dropped) -> run -> split the outputs
 """
@@ -42,7 +43,7 @@ _WARM_UP_SECONDS = 1.0
 # The weight of each new measurement in the estimated run time.
 _NEW_WEIGHT = 0.2
 
-# What a run returns: the rows, the outputs or the error, and the times at which the run started and ended.
+# What a run returns: the rows, the outputs (or the error), and the times at which the run started and ended.
 _RunResult = tuple[Rows, Outputs | Exception, float, float]
 
 # The batcher calls each watcher on the event loop after each run, before the callers get their outputs. A watcher must
@@ -59,8 +60,8 @@ class Batcher:
     the first entry of a batch may wait for other entries. max_wait: the longest expected wait in seconds; it applies
     only to an entry that is queued behind at least one whole batch. The last tenth of max_queue and of max_wait is
     reserved for entries of high priority. observe: a function that is called with the times of each run. watchers:
-    functions that are called with the rows and the outputs of each run. unobserved: an array with which the server
-    checks the model; `observe` and `watchers` are not called for a run of this array. All times come from
+    functions that are called with the rows and the outputs of each run. unobserved: the array that the server uses to
+    check the model; `observe` and `watchers` are not called when this array is run. All times come from
     `time.monotonic`, so a change of the wall clock has no effect.
 
     runs: the number of finished runs. running: whether a run happens on the thread. run_began: the time at which the
@@ -135,7 +136,7 @@ class Batcher:
         """Refuse an entry that would wait longer than `patience` or max_wait.
 
         Call this method while a run happens on the thread, or while a full batch is queued. max_wait does not apply to
-        an entry that fits into the next batch. max_wait also does not apply while few entries wait. Raises `QueueFull`.
+        an entry that fits into the next batch, and does not apply while few entries wait. Raises `QueueFull`.
         """
         # A large entry is run in pieces, so it delays any other entry by at most one batch.
         entries = len(self._high) if high else len(self._high) + len(self._queue)
@@ -175,13 +176,13 @@ class Batcher:
         return entry
 
     def drain(self) -> None:
-        """Refuse new entries. The entries in the queue are run at once, and do not wait for max_delay."""
+        """Refuse new entries, and run the entries in the queue without waiting for max_delay."""
         self._draining = True
         if self._scheduled is not None:
             self._run_soon()
 
     def warm_up(self, rows: Rows) -> None:
-        """Measure runs of all sizes before the first entry.
+        """Measure runs of all sizes before the first entry arrives.
 
         Without the measurements of the warm-up, the first entries may be refused. rows: float32 [n, features]. The
         warm-up repeats `rows` to fill larger batches. Any thread may call this method. A run that fails ends the
@@ -264,10 +265,10 @@ class Batcher:
         return seconds / (1 << bits)
 
     def _run_next(self) -> None:
-        """Run the queued rows: on the event loop while the runs are fast, otherwise one batch on the thread.
+        """Run the queued rows on the event loop while the runs are fast; if a run is slow, run one batch on the thread.
 
-        After one piece of a large entry, this method ends, because the remaining pieces may take a long time. The event
-        loop can then do other work between two pieces.
+        This method returns after one piece of a large entry, so that the event loop can do other work before the next
+        piece. The remaining pieces may take a long time.
         """
         self._scheduled = None
         while (self._high or self._queue) and (batch := self._take_batch()):
@@ -312,11 +313,12 @@ class Batcher:
             self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._drop_expired)
 
     def _take_batch(self) -> list[tuple[Entry, Rows]]:
-        """Take entries for one batch, and return each entry with its rows to run.
+        """Take entries from the queue for one batch, and return each entry with those of its rows that are in the
+        batch.
 
         Entries of high priority come first. Among entries of the same priority, the entry that arrived first comes
-        first. An entry that is larger than a batch is split: one piece fills this batch, and the rest of the entry goes
-        to the end of the queue. This way, a small entry never waits for all rows of a large entry.
+        first. An entry that is larger than a batch is split, so that a small entry never waits for all rows of a large
+        entry: one piece fills this batch, and the rest of the entry goes to the end of the queue.
         """
         batch: list[tuple[Entry, Rows]] = []
         room = self.max_batch
@@ -354,7 +356,7 @@ class Batcher:
     def _run_batch(self, batch: list[tuple[Entry, Rows]], count: int) -> _RunResult:
         """Run the batch.
 
-        Return the rows of the batch, the outputs or the error, and the times at which the run started and ended.
+        Return the rows of the batch, its outputs (or the error), and the times at which the run started and ended.
         """
         self.run_began = began = time.monotonic()
         rows = batch[0][1]
@@ -374,8 +376,8 @@ class Batcher:
         rows, outputs, began, ended = result
         size, seconds = count.bit_length(), ended - began
         self.runs += 1
-        # The estimate falls at once, but rises slowly. If other programs have interrupted a run, the time of this run
-        # does not help to predict the next run.
+        # The estimate falls immediately, but rises slowly: a run may take long only because other programs interrupted
+        # it, and this says nothing about the next run.
         known = self._run_seconds[size]
         self._run_seconds[size] = seconds if seconds < known else known + _NEW_WEIGHT * (seconds - known)
         try:

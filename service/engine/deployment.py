@@ -169,7 +169,7 @@ def _refused(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _endpoints_by_path(models: Mapping[str, Versions], default: str | None) -> dict[bytes, Endpoint]:
-    """Return a dict from the path of each prediction to the endpoint of its model.
+    """Return a dict that maps the paths for predictions to the endpoints of the models.
 
     A version that is not loaded has no path.
     """

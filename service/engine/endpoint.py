@@ -36,7 +36,7 @@ class Endpoint:
 
     @property
     def answering(self) -> Endpoint:
-        """The endpoint that answers most requests: this endpoint itself, if two versions do not share the requests."""
+        """The endpoint that answers most requests: the endpoint itself, unless two versions share the requests."""
         return self
 
     @property
@@ -168,7 +168,7 @@ class SplitEndpoint(Endpoint):
 
 
 class _RefusingCodec:
-    """Refuses every request, because the URL of the request has a wrong query."""
+    """Refuses requests whose URL has a wrong query."""
 
     def __init__(self, reason: str) -> None:
         self._reason = reason

@@ -35,7 +35,7 @@ class Queue(Protocol):
 
 
 class Entry:
-    """The rows of one caller in a queue. An entry that is larger than a batch is run in pieces.
+    """Holds the rows of one caller while they are in a queue. An entry that is larger than a batch is run in pieces.
 
     taken: the number of rows that have been taken for a run. queued: the number of rows that this entry still has in
     the queue. outputs: the outputs of the pieces that have been run. began: the time at which the first piece was taken
@@ -72,7 +72,7 @@ class Entry:
         if on_result is not None:
             try:
                 on_result(result)
-            except Exception:  # an error in one callback must not prevent the other callbacks
+            except Exception:  # after an error in one callback, the others must still be called
                 log.exception("internal error")
 
 

@@ -219,8 +219,8 @@ class Exchange:
             body = content.inflated(self._headers, body, resources.limits.max_body, resources.memory)
             return resources.codec.decode(self._headers, body)
         except RequestError as error:
-            # The traceback refers to frames that hold the body, and one of these frames also gets this error. This
-            # cycle of references would keep the body in memory, so the traceback is deleted.
+            # The traceback refers to frames that hold the body, and one of these frames will refer to this error. The
+            # traceback is deleted, because such a cycle of references would keep the body in memory.
             error.__traceback__ = error.__context__ = None
             return error
 
@@ -244,7 +244,9 @@ class Exchange:
         return value == b"high"
 
     def _timeout(self, requested: float | None) -> float:
-        """Return the seconds until the deadline: the smallest of the limit, the header's value and `requested`."""
+        """Return the seconds until the deadline: the smallest of the server's limit, the value of the header, and
+        `requested`.
+        """
         limit = self._resources.limits.timeout
         if (header := self._headers.get(_TIMEOUT_HEADER)) is not None:
             if not re.fullmatch(rb"[0-9]{1,9}", header.strip()):

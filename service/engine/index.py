@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from foldserve.service.engine.repository import Model, Repository
 
-# For a version that is not ready: the name that the protocol gives to its state.
+# Maps each state of a version that is not ready to the name of this state in the protocol.
 _STATES = {"refused": "UNAVAILABLE", "loading": "LOADING", "unloaded": "UNAVAILABLE"}
 
 

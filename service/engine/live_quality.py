@@ -25,13 +25,13 @@ from foldserve.service.quality.monitor import Snapshot
 log = logging.getLogger("foldserve")
 
 _PATIENCE = 5.0  # the process waits this number of seconds for the answers of all processes
-# A request may have at most this number of labels. If the server remembers more rows than this for a version, the limit
-# is the number of remembered rows.
+# A request may have at most this number of labels. If the server remembers more rows of a version than that, the number
+# of remembered rows is the limit.
 _MAX_LABELS = 10_000
 
 
 class Question(BaseModel):
-    """A question for every process.
+    """A question that is sent to every process.
 
     A `snapshots` question asks for the snapshots of all models, or of the model `name`. A `label` question asks each
     process to count the labels of `entries`. A `reset` question asks each process to start new windows for the model.
@@ -174,6 +174,6 @@ def _key(model: Model) -> str:
 
 
 def _label(models: Sequence[Model], entry: Entry) -> Outcome:
-    """Count the labels of one request, for the version that has answered this request."""
+    """Count the labels of one request for the version that answered this request."""
     outcomes = (model.monitor.label(entry.request_id, entry.labels) for model in models)
     return next((outcome for outcome in outcomes if outcome.problem != "unknown"), Outcome())

@@ -1,6 +1,6 @@
 """Keeps the last live rows of one model and their outputs in memory. New versions are tested with the live rows.
 
-This module handles only rows and outputs. It does not depend on requests.
+This module handles only rows and outputs, and does not depend on requests.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class LiveRows:
         self._small_batch = min(size, _SMALL_BATCH)
         self._next = 0  # the index at which the next row is stored
         self._count = 0  # the number of stored rows
-        # The bytes of the rows and of their outputs, for each small batch that is not in the arrays yet.
+        # The small batches that are not in the arrays yet: for each batch, the bytes of its rows and the bytes of its
+        # outputs.
         self._pending: deque[tuple[bytes, bytes]] = deque()
         self._lock = threading.Lock()
 

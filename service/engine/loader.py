@@ -82,9 +82,9 @@ class Loader:
     def load_version(self, path: Path, name: str, version: int, *, rename: bool = False) -> Model | Unavailable:
         """Load the bundle in the folder `path`.
 
-        rename: whether the model gets the name `name` even if the manifest has another name. If `rename` is false, the
-        folder must be <name>/<version>, with the name and version of the manifest. Raises `DeviceError` if the
-        requested device is not available.
+        rename: whether to name the model `name` even if the manifest has another name. If `rename` is false, the folder
+        must be <name>/<version>, with the name and version of the manifest. Raises `DeviceError` if the requested
+        device is not available.
         """
         started = time.perf_counter()
         try:
@@ -119,10 +119,10 @@ class Loader:
         )
 
     def _assemble(self, path: Path, manifest: Manifest, runtime: Runtime, parity: Parity, digest: str) -> Model:
-        """Create a batcher that calls the runtime.
+        """Create a batcher that calls the runtime, and an endpoint for each protocol.
 
-        Then create an endpoint for each protocol; each endpoint calls a batcher. This function has more than 50 lines,
-        because it creates all parts of a model and connects them.
+        Each endpoint calls a batcher. This function has more than 50 lines, because it creates all parts of a model and
+        connects them.
         """
         settings, metrics = self._settings, self._metrics
         labels = (manifest.name, str(manifest.version))

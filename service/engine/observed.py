@@ -24,7 +24,7 @@ class LastRun:
 
     After a run, a batcher calls its observer before it calls the callbacks of the exchanges, so that each callback can
     read the times of its own run from this object. ran_from, ran_to: the times of the start and the end of the latest
-    run, by `time.monotonic`. `LastRun` does very little work in each run, because no request has a record in most runs.
+    run, by `time.monotonic`. `LastRun` does very little work in each run, because in most runs no request has a record.
     """
 
     def __init__(self, observe: BatchObserver) -> None:
@@ -65,7 +65,7 @@ class ErrorListener(Protocol):
 
 
 class UnrecordedExchange(Exchange):
-    """An exchange that gets a record only if it fails. Set `listener` before the call of `start`."""
+    """An exchange that gets a record only if it fails. Set `listener` before calling `start`."""
 
     listener: ErrorListener
 
@@ -120,8 +120,7 @@ class ObservedExchange(Exchange):
         run = self._run
         if run is not None and not isinstance(outputs, DeadlinePassed):
             record, entry = self._record, self._pending
-            # The batcher may split an entry into several runs. In this case, `ran_from` is the start of the first of
-            # these runs.
+            # If the batcher has split an entry into several runs, `ran_from` is the start of the first run.
             first = getattr(entry, "began", None) if isinstance(entry, Entry) else None
             record.ran_from = run.ran_from if first is None else first
             record.ran_to = run.ran_to

@@ -20,7 +20,7 @@ _WAITING_PER_THREAD = 8
 class Pool:
     """Runs functions on `threads` threads. A limited number of calls may wait for a thread.
 
-    If too many calls wait, a new call is refused at once.
+    If too many calls wait, a new call is refused immediately.
     """
 
     def __init__(self, threads: int) -> None:
@@ -38,7 +38,7 @@ class Pool:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         running = self._executor.submit(_run, future, function, arguments)
         # `running`, the future of the thread, calls this callback when the thread has finished the call. If `future` is
-        # cancelled, `future` is done at once, although the thread may still work.
+        # cancelled, it counts as done immediately, even though the thread may still be working.
         running.add_done_callback(lambda _: self._free.release())
         future.add_done_callback(lambda done: running.cancel() if done.cancelled() else None)
         return future

@@ -31,7 +31,7 @@ _DRAIN_SECONDS = 0.05  # after this number of seconds, check again whether a rep
 
 @dataclass(frozen=True)
 class Model:
-    """One loaded version of a model. Its session has reproduced the golden outputs.
+    """One loaded version of a model, whose session has reproduced the golden outputs.
 
     max_rows: the largest number of rows in one request. live_rows: the last rows that the model has answered. monitor:
     the counts of rows, predictions and labels. digest: a text that identifies the contents of the bundle. folder: the
@@ -89,10 +89,10 @@ class Unavailable:
 class Versions:
     """The versions of one model.
 
-    by_number: the versions by number, with the newest version first. current: the number of the active version. labels:
-    the version number of each label. notes: remarks about loaded versions, by version number. compared: by version
-    number, the differences between the version and the version that was active before it. canary: the version with the
-    label `canary` answers this share of the requests that name no version.
+    by_number: maps each version number to its version, with the newest version first. current: the number of the active
+    version. labels: maps each label to its version number. notes: maps version numbers to remarks about loaded
+    versions. compared: maps a version number to the differences between this version and the version that was active
+    before. canary: the version with the label `canary` answers this share of the requests that name no version.
     """
 
     by_number: Mapping[int, Model | Unavailable]
@@ -116,7 +116,7 @@ class Repository:
     """Holds the versions of each model. Any method except `publish` may be called at any time.
 
     default: the name of the model that answers /predict, or None. endpoints: a dict from the path of a request, without
-    percent-encoding, to its endpoint. generation: the number of changes of `endpoints` until now.
+    percent-encoding, to its endpoint. generation: how many times `endpoints` has changed.
     """
 
     def __init__(self) -> None:
@@ -242,7 +242,7 @@ class Repository:
         return any(model.runtime.lost for model in self.running_models())
 
     def drain(self) -> None:
-        """Make every model refuse new rows, and run the rows in its queue at once."""
+        """Make every model refuse new rows, and make it run the rows in its queue immediately."""
         for model in self.running_models():
             for batcher in model.batchers:
                 batcher.drain()

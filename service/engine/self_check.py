@@ -35,7 +35,7 @@ class SelfCheck:
             asyncio.get_running_loop().call_later(self._interval, self._look)
 
     def _look(self) -> None:
-        """Check each model that had no run since the last call, and each model that has failed its last check."""
+        """Check each model that has not run since the last call, and each model that failed its last check."""
         before, self._runs = self._runs, {}
         for model in self._repository.ready_models():
             runs = self._runs[id(model)] = model.batcher.runs

@@ -1,6 +1,6 @@
 """Chooses the number of threads for the runs of a model on the CPU.
 
-This module uses sizes and settings. This module does not use sessions.
+This module uses only sizes and settings, and no sessions.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from foldserve.service.machine import cgroup
 from foldserve.service.settings import Settings
 
-# If model.onnx is smaller than this number of bytes, a second thread makes a run slower, as measurements show.
+# Measurements show that a second thread makes runs slower if model.onnx is smaller than this number of bytes.
 _SMALL_MODEL = 4 * 2**20
 
 

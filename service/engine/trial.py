@@ -76,7 +76,7 @@ def interface_changes(old: Manifest, new: Manifest) -> Iterator[str]:
 def _feature_changes(old: Feature, new: Feature) -> Iterator[str]:
     if old.kind != new.kind:
         yield f"the feature {old.name!r} is {new.kind}, not {old.kind}"
-    elif new.categories[: len(old.categories)] != old.categories:  # new categories at the end change no other index
+    elif new.categories[: len(old.categories)] != old.categories:  # adding categories at the end changes no index
         yield f"the categories of {old.name!r} differ"
     if old.missing and not new.missing:
         yield f"the feature {old.name!r} may not be missing any more"

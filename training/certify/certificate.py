@@ -84,10 +84,10 @@ def compare(
 ) -> Certificate:
     """Compare `candidates` and the exported model in ONNX Runtime with the reference `exact`, on each set of rows.
 
-    name: the text that describes the reference in the manifest. candidates: for each name of a runtime, a function that
-    predicts from rows, float32 [rows, features]. Each candidate runs each set of rows in batches of 1 row, in batches
-    of 2 rows, and as one batch. widened: `tolerance` divided by the usual tolerance. Raises `ParityError` in the same
-    cases as `certify`.
+    name: the text that describes the reference in the manifest. candidates: maps the name of each runtime to a function
+    that predicts from rows, float32 [rows, features]. Each candidate runs each set of rows in batches of 1 row, in
+    batches of 2 rows, and as one batch. widened: `tolerance` divided by the usual tolerance. Raises `ParityError` in
+    the same cases as `certify`.
     """
     expected = {kind: exact(rows) for kind, rows in sets.items()}
     measurements: list[Measurement] = []

@@ -1,6 +1,6 @@
 """Builds the manifest of a new bundle.
 
-The module describes each feature with figures from the training rows, and puts all parts of the manifest together.
+The module describes each feature with statistics of the training rows, and puts all parts of the manifest together.
 
 The module does not train or measure.
 """
@@ -25,7 +25,7 @@ Metrics = dict[Literal["validation", "test"], dict[str, float]]
 
 
 def describe_features(columns: Sequence[Column], train: npt.NDArray[np.float32]) -> tuple[bundle.Feature, ...]:
-    """Describe each feature with figures from the training rows. train: raw values, float32 [rows, features]."""
+    """Describe each feature with statistics of the training rows. train: raw values, float32 [rows, features]."""
     return tuple(_describe(column, values) for column, values in zip(columns, train.T, strict=True))
 
 

@@ -42,10 +42,10 @@ def to_onnx(
     The model maps float32 `input` [batch, features] to the output of the task [batch, outputs].
 
     For classification, the graph ends in a Softmax. The model is one file without external data. Each node has the name
-    of its layer. unfolded: keep the batch norms of a chain in eval mode, as PyTorch's exporter does with
-    `optimize=False`. An unfolded graph is only for comparisons. description: the text of the only metadata entry, in
-    the form of `bundle.describe`; if it is None, the model gets no metadata. Raises `ExportError` if a layer has no
-    ONNX form in this module, or if `onnx.checker` refuses the graph.
+    of its layer. unfolded: whether to keep the batch norms of a chain in eval mode, as PyTorch's exporter does with
+    `optimize=False`. An unfolded graph is only for comparisons. description: the text that becomes the only metadata
+    entry, as `bundle.describe` returns it; None for no metadata. Raises `ExportError` if a layer has no ONNX form in
+    this module, or if `onnx.checker` refuses the graph.
     """
     graph = Graph(INPUT)
     for name, layer in network.named_children():

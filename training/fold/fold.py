@@ -12,8 +12,8 @@ If an affine map is next to a Dense, y = W x + b with W [out, in], the Dense can
     backward   affine after the Dense     s * (W x + b) + t   = (diag(s) W) x + (s * b + t)
     forward    affine before the Dense    W (s * x + t) + b   = (W diag(s)) x + (b + W t)
 
-Each rule uses only the Dense and the affine map, so a BN after an activation folds exactly into the next Dense. All
-values are computed in float64, and the results are rounded to float32 once.
+Each rule needs only the Dense and the affine map, so a BN that follows an activation can fold exactly into the next
+Dense. All values are computed in float64, and the results are rounded to float32 once.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from foldserve.training.network.calendar import Calendar
 from foldserve.training.network.encode import Encode
 from foldserve.training.network.layers import Affine, Layer, Shift, is_activation
 
-# If |mean / std| of an input column is at most this limit, its offset is folded into the first bias. A larger offset is
-# subtracted in the graph. If an offset is folded into the bias, the column times its weight nearly cancels that part of
-# the bias. The remaining difference has a relative error of 2^-24 * |mean / std|. If |mean / std| is 100, the error is
-# 6e-6, which is a tenth of the tolerance of a certificate. The error has no upper limit: |mean / std| of a timestamp
-# can be 1e5.
+# If |mean / std| of an input column is at most this limit, its offset is folded into the first bias. Otherwise, the
+# graph subtracts the offset. A folded offset is a part of the bias, and the product of the column and its weight nearly
+# cancels this part. The difference that remains has a relative error of 2^-24 * |mean / std|. If |mean / std| is 100,
+# the error is 6e-6, which is a tenth of the tolerance of a certificate. The error has no upper limit: |mean / std| of a
+# timestamp can be 1e5.
 MAX_FOLDED_OFFSET = 100.0
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -85,7 +85,7 @@ class _Scale:
 
     @property
     def shift(self) -> Tensor:
-        """The constant t if the map is written as scale * x + t."""
+        """The constant t of the map, written as scale * x + t."""
         return self.beta - self.scale * self.mean
 
     @property
@@ -108,10 +108,10 @@ def fold(network: nn.Sequential) -> Folded:
     """Fold every affine layer of `network`, a chain in eval mode, into the Dense layers around it.
 
     Consecutive BNs and Affines are composed into one affine map. If the composed map directly follows a Dense, the map
-    folds backward into that Dense. Otherwise, the map folds forward into the Dense that directly follows it. If no
-    Dense is next to the map, the map stays in the chain as a scale and a shift. If an input column is many standard
-    deviations away from zero, its offset is subtracted at the start of the chain. Dropout and Identity do nothing in
-    eval mode, so they are dropped.
+    folds backward into that Dense. If only the layer after the map is a Dense, the map folds forward into this Dense.
+    If no Dense is next to the map, the map stays in the chain as a scale and a shift. If an input column is many
+    standard deviations away from zero, its offset is subtracted at the start of the chain. Dropout and Identity do
+    nothing in eval mode, so they are dropped.
 
     Raises `FoldError` with the name of the layer in these cases: the network is in training mode, a BN has no running
     statistics, the statistics are not finite, var + eps is not above 0, no rule covers the layer, the widths don't
@@ -264,10 +264,10 @@ def _compose_neighbours(steps: Iterator[_Step]) -> Iterator[_Step]:
 #     d = (m2 - b1) / s1      m is the x that the first map takes to m2: the offset of the data that the second map
 #                             was fitted to. Then s1*d + b1 - m2 = 0, and beta = b2.
 #
-# For the data of each map, the function computes how many standard deviations the column is away from zero. If this
-# distance is larger for the data of the second map, the function takes the second value of d. This happens, for
-# example, if the first map only changes the unit and a BN then subtracts the mean. If s1 = 0, z is constant and the
-# quotient is not finite, so the function takes d = 0.
+# Each map was fitted to data, and `distance` is the number of standard deviations between the mean of these data and
+# zero. The function takes the second value of d if the second map has the larger distance. For example, the second map
+# has the larger distance if the first map only changes the unit and a BN then subtracts the mean. If s1 = 0, z is
+# constant and the quotient is not finite, so the function takes d = 0.
 def _compose(first: _Scale, second: _Scale) -> _Scale:
     d = torch.where(second.distance > first.distance, (second.mean - first.beta) / first.scale, 0.0)
     d = d.nan_to_num(0.0, 0.0, 0.0)

@@ -2,8 +2,8 @@
 
 The mean of the outputs is an affine map, so the mean folds into the last Dense layers. The first Dense layers of all
 members read the same input, so their weights are stacked into one Dense. The last Dense layers of the members become
-one Dense, whose output is the mean. The Dense layers between the first and the last are not combined: each member keeps
-its own layers. Merging never changes the networks that are passed to it.
+one Dense, whose output is the mean. The Dense layers between the first and the last are not combined: each member of
+the ensemble keeps its own. Merging never changes the networks that are passed to it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _merge_dense(layers: Sequence[nn.Module], *, first: bool, last: bool) -> tup
 def _share(name: str, layers: Sequence[nn.Module], *, on_input: bool) -> nn.Module:
     """Return one layer that replaces the corresponding layers of all members.
 
-    Each layer must be an activation or a layer on the input, and must have the same values in all members.
+    The layers must have the same values in all members, and must be activations or layers that read the input.
     """
     states = [layer.state_dict() for layer in layers]
     same = all(

@@ -37,7 +37,7 @@ Rule = Callable[[Graph, Node], bool]
 
 _BACKWARD = "backward: W' = diag(s) W, b' = s*b + t"
 _FORWARD = "forward: W' = W diag(s), b' = b + W t"
-# A Dense with at most `_FEW` weights takes less time than the start of one more operator.
+# A Dense with at most `_FEW` weights takes less time than starting one more operator.
 _FEW = 1024
 _COMPOSED = "composed: W' = W2 W1, b' = W2 b1 + b2"
 
@@ -117,10 +117,7 @@ def _scale_outputs(graph: Graph, name: str, s: Array, t: Array) -> None:
 
 
 def _are_dense_branches(graph: Graph, node: Node) -> bool:
-    """Whether every input of an Add is a Dense that no other node reads.
-
-    Each of these Dense layers must also have as many output columns as the Add.
-    """
+    """Whether every input of an Add is a Dense that has as many output columns as the Add and no other reader."""
     return all(
         isinstance(graph.layer(each), Dense)
         and graph.has_single_reader(each)
@@ -172,7 +169,9 @@ def _large_offset(layer: Affine) -> Array:
 
 
 def _is_raw(graph: Graph, name: str) -> bool:
-    """Whether a value consists only of input columns, in which missing values may be replaced."""
+    """Whether a value consists only of columns of the input. The missing values of these columns may have been
+    replaced.
+    """
     waiting = [name]
     while waiting:
         each = waiting.pop()

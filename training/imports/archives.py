@@ -29,7 +29,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def is_too_dense(size: int, stored: int) -> bool:
-    """Whether an entry claims to unpack to more than 64 MiB, and to more than 100 times its `stored` bytes."""
+    """Whether the declared size of an entry is more than 64 MiB, and more than 100 times its `stored` bytes."""
     return size > 2**26 and size > 100 * stored
 
 

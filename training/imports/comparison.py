@@ -23,7 +23,7 @@ from foldserve.training.imports.imported import Evaluate, Imported
 from foldserve.training.imports.rows import Rows
 from foldserve.training.imports.write import to_onnx
 
-# The original model evaluates at most `_CHUNK` rows at once. The limit bounds the memory of an evaluation.
+# The original model evaluates at most `_CHUNK` rows in one call, so that the call takes a limited amount of memory.
 _CHUNK = 4096
 
 Sets = dict[certificate.RowKind, certificate.Rows]
@@ -32,7 +32,7 @@ Outputs = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class _Runs:
-    """Pairs of outputs for each set of rows: from the reference, and from one variant of the model."""
+    """For each set of rows, the outputs of the reference and the outputs of one variant of the model."""
 
     pairs: tuple[tuple[Outputs, Outputs], ...]
 
@@ -122,8 +122,9 @@ def _rounding(
     """Return the rounding error of the model in float32 before folding, as a share of the usual tolerance.
 
     If the reference does not depend on how foldserve reads the model, return the error of the original in its own
-    runtime. Otherwise, return the error of the unfolded layers in ONNX Runtime: if foldserve has read the model
-    incorrectly, the error of the original contains this mistake too.
+    runtime. If the reference depends on how foldserve reads the model, return the error of the unfolded layers in ONNX
+    Runtime, because the error of the original would also contain any mistake that foldserve made when it read the
+    model.
     """
     if imported.is_independent:
         return max((each.worst(usual) for each in runs.values()), default=0.0)
@@ -138,8 +139,8 @@ def _in_chunks(evaluate: Evaluate, rows: npt.NDArray[np.float32]) -> Outputs:
 def _usual_tolerance(imported: Imported, rows: Rows, exact: certificate.Predict) -> bundle.Tolerance:
     """Return the usual tolerance for the outputs of the model.
 
-    For a regression, the tolerance is measured in standard deviations: of the target, or of the outputs if there is no
-    target.
+    For a regression, the unit of the tolerance is the standard deviation of the target, or of the outputs if there is
+    no target.
     """
     if imported.task == "classification":
         return output_tolerance(0.0, 1.0)

@@ -1,7 +1,7 @@
 """Chooses the front end that reads a model.
 
-The suffix of a file decides which front end reads the file. The module of a front end is imported only for a model of
-its format.
+The suffix of a file decides which front end reads the file. The module of a front end is imported only when a model of
+its format is read.
 """
 
 from __future__ import annotations

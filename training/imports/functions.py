@@ -37,7 +37,7 @@ class Function:
 def _same(operator: str) -> Operator:
     """Return an `Operator` whose attributes have the same names as the parameters.
 
-    The attributes are floats, because onnx writes an integer as another type.
+    The function converts the values to floats, because onnx would write an integer as another type.
     """
     return lambda parameters: (operator, {name: float(value) for name, value in parameters.items()})
 

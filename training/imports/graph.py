@@ -1,8 +1,8 @@
-"""The graph that the rules of folding change.
+"""The graph that the folding rules change.
 
 The graph knows which nodes read each value, and records every fold for the report.
 
-The module contains no rule of folding.
+The module contains no folding rules.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from foldserve.training.imports.layers import Layer
 
 
 class Graph:
-    """The nodes of a network, and the nodes that read each value. The rules of folding change the nodes.
+    """The nodes of a network, and the nodes that read each value. The folding rules change the nodes.
 
     members: for each node, the names of the original layers that are combined in this node.
     """

@@ -26,7 +26,7 @@ Evaluate = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.floating[Any]]]
 
 @dataclass(frozen=True)
 class Options:
-    """Facts about a model that are not in every file.
+    """Facts about a model that some files do not contain.
 
     features: the names of the features in order; if empty, the names come from the file or the table. labels: the
     labels of the classes in the order of the outputs; if empty, the labels come from the file. output: for a model with
@@ -46,16 +46,16 @@ class Imported:
     """One model that a front end has read.
 
     network: the layers that map raw rows to probabilities or to one value. columns: the columns of the input, one for
-    each feature, in order. named: whether the names of the columns come from the model or the user. If the columns have
+    each feature, in order. named: whether the columns have names from the model or from the user. If the columns have
     no names, the columns of a table are matched by position. labels: the labels of the classes in the order of the
     outputs; () for a regression. framework: the framework that wrote the model. framework_version: the version of the
     framework, or "" if the file does not name it. file: the name of the file, or the class name of an object in memory.
     sha256: the hash of the file, or the hash of the weights of an object in memory. evaluate: evaluates the original
-    model in float64. reference: a text for the user that describes the arithmetic of `evaluate`. float32: functions
-    that run the original model in float32, by the name of their runtime. The certificate also compares the outputs of
-    the functions in `float32` with the reference. ranges: the typical ranges of the features, float64 [features, 2]. A
-    feature without a typical range has NaN. whole: the indices of the features whose values must be whole numbers.
-    notes: facts that the user should know, one sentence each.
+    model in float64. reference: a text for the user that describes the arithmetic of `evaluate`. float32: maps the name
+    of each runtime to a function that runs the original model in float32. The certificate also compares the outputs of
+    these functions with the reference. ranges: the typical ranges of the features, float64 [features, 2]. A feature
+    without a typical range has NaN. whole: the indices of the features whose values must be whole numbers. notes: facts
+    that the user should know, one sentence each.
     """
 
     network: Network
@@ -76,7 +76,7 @@ class Imported:
 
     @property
     def is_independent(self) -> bool:
-        """Whether the reference computes its outputs without the layers that foldserve has read."""
+        """Whether the reference is the original model, and not the layers that foldserve has read from it."""
         return self.evaluate != self.network.evaluate
 
 

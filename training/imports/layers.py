@@ -54,8 +54,8 @@ class Affine(Layer):
     """Computes scale * (x - offset) + shift for each column. scale, offset and shift are float64 [columns].
 
     offset: the mean of the data that a standardisation or a batch norm was fitted to. The offset is 0 for a layer that
-    was not fitted to data. Digits would be lost if a large offset were folded, so folding may subtract it in the graph
-    instead.
+    was not fitted to data. If a large offset were folded into a bias, digits would be lost, so the graph may subtract
+    the offset instead.
     """
 
     scale: Array
@@ -206,7 +206,7 @@ class OneHot(Layer):
 
 @dataclass(frozen=True, eq=False)
 class Impute(Layer):
-    """Replaces NaN by `fill`, float64 [columns]. A column whose fill is NaN stays unchanged."""
+    """Replaces NaN by `fill`, float64 [columns]. Where `fill` is NaN, the column stays unchanged."""
 
     fill: Array
 

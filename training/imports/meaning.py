@@ -45,8 +45,8 @@ def interpret(
     The reference of the returned model is the network before folding.
 
     framework: the name and the version of the framework. file, checksum: the name and the hash of the file. If
-    `checksum` is empty, the hash of the weights replaces it. The functions `finish` and `_numeric_columns` describe the
-    arguments `outputs` and `names`. Raises `ModelImportError`.
+    `checksum` is empty, the hash of the weights replaces it. The docstrings of `finish` and `_numeric_columns` describe
+    the arguments `outputs` and `names`. Raises `ModelImportError`.
     """
     network, task, labels, notes = finish(builder, value, options, outputs)
     columns, named, renamed = _numeric_columns(network.features, options, names)
@@ -108,7 +108,7 @@ def choose_names(given: tuple[_Name, ...], own: tuple[_Name, ...], flag: str) ->
 def _numeric_columns(
     count: int, options: Options, names: tuple[str, ...] = ()
 ) -> tuple[tuple[Column, ...], bool, list[str]]:
-    """Return three values: the numeric features, whether the user or the model has named them, and notes.
+    """Return three values: the numeric features, whether they have names from the user or from the model, and notes.
 
     names: the names of the features in the model, or (). Raises `ModelImportError` if the names from the user do not
     fit the model.
@@ -190,10 +190,10 @@ def _is_probability(mass: float | None, columns: int, last: Layer | None) -> boo
 
 
 def find_mass(network: Network) -> float | None:
-    """Return the sum of the outputs if they come from a softmax, or the largest possible output of a sigmoid.
+    """Return the sum of the outputs of a softmax, or the largest possible output of a sigmoid; None for other networks.
 
     Sums and scalings may follow the softmax or the sigmoid, as in an ensemble. If the returned number is 1, the outputs
-    are probabilities. For any other network, return None.
+    are probabilities.
     """
     masses: dict[str, float | None] = {}
     for node in network.nodes:

@@ -28,7 +28,7 @@ class Inputs:
     """The columns and the values of the input tensors, and a `Feed` for each input of the original model.
 
     output: the name of the tensor that becomes the output of the bundle. needed: the tensors from which `output` is
-    computed. named: whether the model or the user names the columns.
+    computed. named: whether the columns have names from the model or from the user.
     """
 
     columns: tuple[RawColumn, ...]

@@ -3,7 +3,7 @@
     onnx_file.py (bytes -> checked model) -> onnx_inputs.py (inputs -> columns) -> onnx_operators.py, onnx_shapes.py,
         onnx_ml.py (nodes -> layers) -> onnx_outputs.py (output -> probabilities or a value)
 
-The module walks over the nodes of the graph, and calls a translation for each node.
+The module walks over the nodes of the graph, and calls the function that translates each node.
 """
 
 from __future__ import annotations
@@ -112,12 +112,12 @@ class _Keeper:
         }
 
     def keep(self, context: Context, node: onnx.NodeProto, values: Sequence[Value | None]) -> list[Value] | None:
-        """Return the value of a kept node, or None if the node can't be kept."""
+        """Keep a node untranslated, and return its value. Return None if the node can't be kept."""
         data = [value for value in values if value is not None and not isinstance(value, Constant)]
         shape = self._shapes.get(node.output[0])
         has_graph = any(attribute.HasField("g") for attribute in node.attribute)
         is_flat = shape is not None and len(shape.dim) == 2 and shape.dim[1].dim_value > 0
-        # `Kept` expects the inputs that depend on the rows before all other inputs.
+        # In a `Kept` layer, the inputs that depend on the rows must come before all other inputs.
         first = all(value is not None and not isinstance(value, Constant) for value in values[: len(data)])
         if shape is None or has_graph or not is_flat or not first or not data or len(node.output) != 1:
             return None

@@ -1,9 +1,9 @@
 """Translates the operators of ONNX's main domain to layers of the intermediate form.
 
-Each function translates one node. It gets the context, the node, its inputs and its attributes, and it returns the
-values of all outputs of the node. A function raises `Refused` with the reason if the intermediate form can't express
-the node. To add an operator, write a function with the decorator `operator`. The functions follow the definitions of
-https://onnx.ai/onnx/operators/.
+Each function translates one node: the arguments are the context, the node, its inputs and its attributes, and the
+result contains the values of all outputs of the node. A function raises `Refused` with the reason if the intermediate
+form can't express the node. To add an operator, write a function with the decorator `operator`. The functions follow
+the definitions of https://onnx.ai/onnx/operators/.
 """
 
 from __future__ import annotations

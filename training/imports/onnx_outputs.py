@@ -32,8 +32,8 @@ _TRIAL_ROWS = 64
 
 Array = npt.NDArray[Any]
 Last = Callable[[Array], Array]
-# The task, the name of the network's last value, a function that applies the same last step to the outputs of the
-# reference, the labels, and notes.
+# Five values: the task; the name of the network's last value; a function that applies the same last step to the outputs
+# of the reference; the labels; and notes for the user.
 _Finished = tuple[Task, str, Last, tuple[Label, ...], list[str]]
 
 
@@ -93,7 +93,7 @@ def _column(column: RawColumn) -> Column:
 def _find_labels(model: onnx.ModelProto, count: int) -> tuple[Label, ...]:
     """Return the `count` labels that a converter stores in a ZipMap, in a classifier, or in a table of classes.
 
-    Return () if the file has no such labels.
+    Return () if none of these stores `count` labels.
     """
     names = ("classlabels_strings", "classlabels_int64s", "classlabels_ints")
     zip_maps = [node for node in model.graph.node if node.op_type == "ZipMap"]
@@ -104,7 +104,7 @@ def _find_labels(model: onnx.ModelProto, count: int) -> tuple[Label, ...]:
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     ends = {info.name for info in model.graph.output}
     for node in model.graph.node:
-        # For the label of a row, Hummingbird writes a Gather that picks one of the classes.
+        # To compute the label of a row, Hummingbird writes a Gather that picks one of the classes.
         is_label = node.op_type == "Gather" and ends.intersection(node.output)
         if (is_label or node.op_type == "ArrayFeatureExtractor") and node.input[0] in constants:
             labels = numpy_helper.to_array(constants[node.input[0]]).reshape(-1).tolist()

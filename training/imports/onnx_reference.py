@@ -1,8 +1,8 @@
 """Runs the original ONNX model as the reference: its graph in float64 in onnx, and its unchanged file in ONNX Runtime.
 
-For float64, onnx's `ReferenceEvaluator` runs a copy of the graph in which every float32 is a float64. The reference
-shares no code with the intermediate form or with folding. The module does not depend on the layers of the intermediate
-form.
+To compute in float64, onnx's `ReferenceEvaluator` runs a copy of the graph in which float64 replaces every float32. The
+reference shares no code with the intermediate form or with folding. The module does not depend on the layers of the
+intermediate form.
 """
 
 from __future__ import annotations

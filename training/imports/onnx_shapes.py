@@ -72,7 +72,7 @@ def _cast(
         return [Numbers(value.name, value.shape) if isinstance(value, Truth) else value]
     if isinstance(value, Truth) and to in (*_INTEGERS, TensorProto.BOOL):
         return [value]
-    # If raw columns are cast to integers, an encoder reads the result. The cast changes nothing, because an encoder
+    # If raw columns are cast to integers, the cast changes nothing, because the result is read by an encoder, which
     # accepts only whole numbers.
     if isinstance(value, Raw) and to in _INTEGERS:
         return [value]
@@ -181,9 +181,9 @@ def _select(
 
 
 def _picked(value: Value, axis: int, pick: Any) -> npt.NDArray[np.int64]:
-    """Return the indices of the columns that NumPy's index `pick` selects along an axis.
+    """Return the indices of the columns that the NumPy index `pick` selects along an axis.
 
-    The shape of the returned array is the new shape of a row.
+    The shape of the returned array is the shape of a row after the selection.
     """
     shape = _rows(value)
     place = axis % (len(shape) + 1)

@@ -53,9 +53,9 @@ class Numbers:
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """A value of the intermediate form that has only the numbers 0 and 1, for a boolean tensor.
+    """A boolean tensor, as a value of the intermediate form that contains only the numbers 0 and 1.
 
-    missing_of: if this value marks the missing numbers of another value, that other value; otherwise None.
+    missing_of: the value whose missing numbers this value marks; None if it marks no missing numbers.
     """
 
     name: str
@@ -90,8 +90,8 @@ class Refused(Exception):  # noqa: N818 (it is no error yet: the node may be kep
 class RawColumn:
     """One column of the input.
 
-    name: the name of the column. is_text: whether the column has texts. categories: the categories that the encoders of
-    the column have added.
+    name: the name of the column. is_text: whether the column contains texts. categories: the categories that the
+    encoders of the column have added.
 
     missing: whether the model replaces missing values of the column. read_as_number: whether an operator computes with
     the numbers of the column. is_closed: whether no more categories may be added.

@@ -117,7 +117,7 @@ def _draw(imported: Imported, schema: Table, ranges: Mapping[str, Range], seed: 
 
 
 def _describe(column: Column, limits: Range) -> bundle.Feature:
-    """Describe a feature by its range. The histogram of the feature counts no rows."""
+    """Describe a feature by its range. All counts in the histogram of the feature are 0."""
     count = len(column.categories)
     low, high = limits
     edges = [i - 0.5 for i in range(count + 1)] if count else [low, high]

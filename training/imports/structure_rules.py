@@ -139,8 +139,8 @@ def join_one_hots(graph: Graph, node: Node) -> bool:
 def add_dense_branches(graph: Graph, node: Node) -> bool:
     """Turn a sum of Dense layers into one Dense.
 
-    If the layers read the same value, their weights are added. Otherwise, the inputs of all these layers are put side
-    by side, and the new Dense reads the result.
+    The weights of layers that read the same value are added. If the layers read different values, these values are put
+    side by side, and the new Dense reads the result.
     """
     if type(node.layer) is not Add:
         return False
@@ -171,8 +171,10 @@ def add_dense_branches(graph: Graph, node: Node) -> bool:
 
 
 def stack_siblings(graph: Graph, node: Node) -> bool:
-    """Stack Dense layers that read the same value, if the same function follows each layer. The network then applies
-    the function once, and each branch selects its own columns of the result.
+    """Stack Dense layers that read the same value, if the same function follows each layer.
+
+    After this change, the network applies the function only once, and each branch selects its own columns of the
+    result.
     """
     function = node.layer
     if not isinstance(function, Activation) or not isinstance(graph.layer(node.inputs[0]), Dense):

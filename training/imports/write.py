@@ -76,8 +76,8 @@ class Writer:
 
     Each value has the name of its node. The caller names the output of the network.
 
-    A name in a graph can be any text, so two values may have the same name. The writer then appends underscores to one
-    of the two names. reserved: further names that are already in use.
+    A name in a graph can be any text. If two values have the same name, the writer appends underscores to one of the
+    names. reserved: further names that are already in use.
     """
 
     def __init__(self, network: Network, source: str, output: str, reserved: Sequence[str] = ()) -> None:
@@ -122,7 +122,7 @@ class Writer:
         return name
 
     def step(self, operator: str, name: str, *inputs: str, **attributes: Any) -> str:
-        """Add one of several operators of a node, and return the name of its output."""
+        """Add an operator that computes an intermediate result of a layer, and return the name of its output."""
         return self.node(operator, self._reserve(name), *inputs, **attributes)
 
     def _reserve(self, name: str) -> str:
@@ -197,7 +197,7 @@ class Writer:
     def _write_encoding(self, name: str, value: str, layer: OneHot | IsMissing | Impute) -> None:
         """Write an encoding, or the replacement of NaN.
 
-        An encoding compares before the cast, so that the cast never gets NaN.
+        An encoding first compares, and then casts only the boolean result, so that the cast never gets NaN.
         """
         if isinstance(layer, Impute):
             fill = self.constant(f"{name}.fill", layer.fill)
@@ -259,12 +259,10 @@ def _shorten(values: Array) -> Array:
 
 
 def _find_splits(network: Network) -> dict[str, tuple[str, list[Node]]]:
-    """Find each value that its selections divide into consecutive parts.
+    """Find the values whose selections divide them into consecutive parts.
 
-    A single Split can then replace all selections of the value.
-
-    For each value that is found, the result contains the name of its first selection in the network, and all its
-    selections in the order of their columns.
+    For such a value, a single Split can replace all selections. For each of these values, the result contains the name
+    of the first selection in the network, and all selections in the order of their columns.
     """
     selections: dict[str, list[Node]] = {}
     for node in network.nodes:

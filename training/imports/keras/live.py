@@ -1,7 +1,6 @@
 """Reads a Keras model in memory. The module saves the model into a temporary file, and reads this file.
 
-The certificate also measures the outputs that Keras computes with the object itself. The module only calls methods of
-the model object.
+For the certificate, Keras also runs the object itself. The module only calls methods of the model object.
 """
 
 from __future__ import annotations

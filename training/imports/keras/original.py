@@ -36,8 +36,8 @@ _MODELS = {"Sequential": "keras", "Functional": "keras.src.models.functional", "
 ALLOWED = {**_MODELS, **dict.fromkeys((*LAYERS, "InputLayer"), "keras.layers")}
 # The fields that the description of a layer keeps in the copy.
 _OF_LAYER = ("config", "name", "inbound_nodes", "shared_object_id")
-# The copy leaves out the following fields, because Keras would allocate memory for the shapes in them. The front end
-# does not compare the shapes in these fields with the weights.
+# The copy leaves out the following fields, because Keras would allocate memory for the shapes in them, and the front
+# end does not check these shapes against the weights.
 _SHAPES = ("build_input_shape", "input_shape", "input_dim")
 # Values that Keras writes as objects, and the fields that each object keeps.
 _PLAIN = {
@@ -45,7 +45,7 @@ _PLAIN = {
     "__numpy__": ("value", "dtype"),
     "__tensor__": ("value", "dtype"),
 }
-# A setting whose name ends in one of these texts has an effect only in training.
+# Settings whose names end in one of these texts affect only training.
 _TRAINING = ("_initializer", "_regularizer", "_constraint", "activity_regularizer")
 
 Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.floating[Any]]]
@@ -56,7 +56,7 @@ class NotRunError(Exception):
 
 
 def open_original(archive: Archive, columns: int, output: int | str) -> tuple[str, Run]:
-    """Open a copy of the file in Keras. The front end has already read the file, so the weights are checked.
+    """Open a copy of the file in Keras. The front end has already read the file and checked its weights.
 
     columns: the number of features. output: the index or the key of the output, for a model with several outputs.
     Return a name with the version of Keras and its backend, and a function that runs the model. The model computes in
@@ -180,8 +180,8 @@ def _require_no_links(weights: h5py.Group) -> None:
 def _clean(value: Any, is_keras_2: bool) -> Any:
     """Return a copy of the description that has only known layers and plain values, and no settings for training.
 
-    Every layer of the copy computes in float32. Raises `NotRunError` if the description has an object of an unknown
-    class.
+    Every layer of the copy computes in float32. Raises `NotRunError` if the description contains an object of an
+    unknown class.
     """
     if isinstance(value, list):
         return [_clean(each, is_keras_2) for each in value]

@@ -106,8 +106,7 @@ class _ByClass:
 class _ByName:
     """Reads the weights of an `.h5` file.
 
-    In an `.h5` file, all layers of a nested model share one group. Each path in this group contains the name of a
-    layer.
+    In an `.h5` file, all layers of a nested model share one group, in which each path contains the name of a layer.
     """
 
     file: h5py.Group

@@ -1,7 +1,7 @@
 """Runs the operators of a `.pt2` file in PyTorch itself, for the certificate.
 
-`torch.export.load` is never called, because it evaluates texts of the file as Python (sympy.sympify, guards) and may
-unpickle objects. Instead, PyTorch runs each call that `program.py` has read. PyTorch runs only operators that foldserve
+PyTorch runs each call that `program.py` has read. `torch.export.load` is never called, because it evaluates texts of
+the file as Python (sympy.sympify, guards) and may unpickle objects. PyTorch runs only operators that foldserve
 understands, and passes them only tensors and plain values. The module does not depend on the intermediate form.
 """
 

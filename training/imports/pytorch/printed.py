@@ -38,7 +38,7 @@ def build(text: str) -> nn.Sequential:
     if not 1 < len(lines) <= MAX_LAYERS:
         raise ModelImportError(f"the text of the layers has {len(lines)} lines: write print(model) of an nn.Sequential")
     found: list[nn.Sequential] = []
-    # The name and the layers of each module whose closing bracket has not been read yet.
+    # The modules whose closing bracket has not been read yet: the name and the layers of each module.
     waiting: list[tuple[str, OrderedDict[str, nn.Module]]] = []
     for number, line in enumerate(lines, 1):
         match = _LINE.fullmatch(line)

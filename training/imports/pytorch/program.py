@@ -110,9 +110,9 @@ def _read(archive: zipfile.ZipFile) -> Program:
 
 
 def _inputs(specs: list[dict[str, Any]]) -> tuple[list[str], dict[str, tuple[str, str]]]:
-    """Return the names of the inputs.
+    """Return the names of the inputs, and the place of each weight in the archive.
 
-    Also return, for each weight of the graph, the folder and the name of the weight in the archive.
+    The place of a weight is its folder and its name.
     """
     inputs, sources = [], {}
     for spec in specs:

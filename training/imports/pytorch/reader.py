@@ -55,9 +55,9 @@ def read_object(model: Any, options: Options) -> Imported:
 
 
 def _find_columns(module: torch.nn.Module, options: Options) -> int:
-    """Return a number of features that the module accepts.
+    """Return a number of features with which the module runs.
 
-    The function first tries the number of names from the user, and then the input sizes of the layers.
+    The function first tries the number of feature names that the user gave, and then the input sizes of the layers.
     """
     sizes = [len(options.features)] if options.features else []
     for part in module.modules():

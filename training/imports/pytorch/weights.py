@@ -81,8 +81,8 @@ def _load_checkpoint(content: bytes, name: str) -> Tensors:
         if any("/code/" in entry.filename for entry in entries):
             raise ModelImportError(f"{name} is TorchScript, which has code: save it with torch.export.save, as .pt2")
         if any(b"bytearray" in content for content in pickles):
-            # With weights_only=True, PyTorch accepts bytearray(n), which takes n bytes of memory. A file of weights
-            # never needs a bytearray.
+            # With weights_only=True, PyTorch accepts bytearray(n) in a file, and allocates n bytes of memory for it. A
+            # file of weights never needs a bytearray.
             raise ModelImportError(f"{name} has objects of the class bytearray: {_TENSORS}")
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except ModelImportError:

@@ -26,7 +26,7 @@ _NETWORKS = ("MLPClassifier", "MLPRegressor")
 def map_estimator(context: Context, estimator: Any, value: Value, name: str) -> tuple[str, bool]:
     """Add the last step of the pipeline.
 
-    Return the name of the output, and whether the output has logits. The output of a regression is one value.
+    Return the name of the output, and whether the output contains logits. The output of a regression is one value.
 
     For two classes, the output has one column: the logit of the second class. Raises `ModelImportError`.
     """

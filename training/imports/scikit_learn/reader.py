@@ -129,7 +129,7 @@ def _original(
 
     The function makes the encoders of the pipeline ignore unseen categories.
 
-    absent: the missing value of each column whose missing value is not NaN.
+    absent: for each column in which a missing value is not NaN, what stands for a missing value.
     """
     model = copy.deepcopy(model)
     _ignore_unseen(model)

@@ -82,7 +82,7 @@ def _clip(context: Context, step: Any, value: Value, name: str, low: float, high
 
 
 def _note_ranges(context: Context, value: Value, low: Any, high: Any) -> None:
-    """Store the typical ranges of raw columns, or of imputed raw columns, from `low` to `high`."""
+    """If `value` consists of raw or imputed raw columns, store `low` and `high` as their typical ranges."""
     columns = value.columns if isinstance(value, Raw) else context.filled.get(value.name, ())
     if columns:
         context.ranges[list(columns)] = np.stack([low, high], 1)[: len(columns)]
