@@ -95,13 +95,13 @@ class Batcher:
         self._queue: deque[Entry] = deque()  # all others
         self._queued_rows = self._high_rows = 0  # the number of queued rows: in total, and in `_high`
         self._scheduled: asyncio.Handle | None = None  # the scheduled call of `_run_next`
-        self._due = math.inf  # the time of the scheduled call, if the call waits for max_delay
+        self._due = math.inf  # when the scheduled call is due, if it waits for max_delay
         self.running = False
         self.runs = 0
         self.run_began: float | None = None
         self.hung = False
         self._on_thread: list[tuple[Entry, Rows]] = []
-        self._run_ends = 0.0  # the expected end of the run on the thread
+        self._run_ends = 0.0  # when the run on the thread is expected to end
         self._sweeper: asyncio.TimerHandle | None = None
         self._draining = self._closed = False
         self._thread = ThreadPoolExecutor(1, "batcher")
@@ -148,12 +148,13 @@ class Batcher:
             raise QueueFull("too many rows wait for this model", self._retry_after())
 
     def submit(self, rows: Rows, deadline: float, on_result: OnResult, *, high: bool = False) -> Entry:
-        """Queue rows, float32 [n, features] with n >= 1, whose run must begin before `deadline`.
+        """Queue `rows`, float32 [n, features] with n >= 1. Their run must begin before `deadline`.
 
         high: whether the priority is high. on_result: a function that is called once on this event loop, after this
         method has returned. The argument of on_result is float32 [n, outputs] or an error: `DeadlinePassed`,
         `NonFiniteOutput`, or the `RequestError` that the run raises. Any other error of the run becomes a
-        `RuntimeFailure`. This method raises `QueueFull`, `Draining` after `drain`, or `ModelNotReady` after `close`.
+        `RuntimeFailure`. If the queue is full, this method raises `QueueFull`. It raises `Draining` after `drain`, and
+        `ModelNotReady` after `close`.
         """
         if self._closed:
             raise ModelNotReady("the model is not ready")
@@ -165,7 +166,7 @@ class Batcher:
         (self._high if high else self._queue).append(entry)
         self._count(entry, len(rows))
         if self.running:
-            pass  # the end of the current run starts the next run
+            pass  # the next run starts when the current run ends
         elif not self._max_delay:
             if self._scheduled is None:
                 self._scheduled = asyncio.get_running_loop().call_soon(self._run_next)
@@ -267,8 +268,8 @@ class Batcher:
     def _run_next(self) -> None:
         """Run the queued rows on the event loop while the runs are fast; if a run is slow, run one batch on the thread.
 
-        This method returns after one piece of a large entry, so that the event loop can do other work before the next
-        piece. The remaining pieces may take a long time.
+        This method returns after one piece of a large entry, because the remaining pieces may take a long time and the
+        event loop must do other work in between.
         """
         self._scheduled = None
         while (self._high or self._queue) and (batch := self._take_batch()):

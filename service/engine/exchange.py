@@ -76,7 +76,7 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """The limits of each request. timeout: the run of a request must begin within this number of seconds.
+    """The limits of each request. timeout: the number of seconds within which the run of a request must begin.
 
     max_body: the largest number of bytes of a body after decompression. compression: whether a response may be
     compressed.
@@ -271,7 +271,7 @@ class Exchange:
             self._fail(error)
 
     def _remember(self, predictions: Predictions, outputs: Outputs) -> None:
-        """Remember the outputs by the id of the request, if the client has sent one."""
+        """If the client has sent a request id, remember the outputs under this id."""
         if (request_id := self._headers.get(_ID_HEADER)) is not None:
             predictions.add(request_id, outputs)
 

@@ -3,7 +3,7 @@
     STARTING -> READY -> DRAINING
         each phase -> LOST, when a device fails or a run hangs; a lost process stays lost, so it must be replaced
 
-Only the phase decides whether the process is ready, and which exit status the process has.
+The phase alone decides whether the process is ready, and which exit status the process has.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Lifecycle:
     """Owns the phase of one process.
 
     loss: the reason why the process is lost, as a text. device_lost: a function that returns whether the device of a
-    model has failed. Each read of `phase` calls `device_lost`.
+    model has failed. `device_lost` is called each time `phase` is read.
     """
 
     def __init__(self, device_lost: Callable[[], bool]) -> None:
@@ -64,6 +64,6 @@ class Lifecycle:
             self._phase = Phase.DRAINING
 
     def lose(self, loss: str) -> None:
-        """Set the phase to lost, for any reason except a failed device. Any thread may call this method."""
+        """Set the phase to lost for a reason other than a failed device. Any thread may call this method."""
         self.loss = loss
         self._phase = Phase.LOST

@@ -122,7 +122,7 @@ class Repository:
     def __init__(self) -> None:
         self._models: Mapping[str, Versions] = {}
         self._retired: list[Model] = []
-        self._failures: dict[int, tuple[Model, str]] = {}  # failing models and their reasons, by the `id` of the model
+        self._failures: dict[int, tuple[Model, str]] = {}  # why a model fails, by the `id` of the model
         self._published: Mapping[bytes, Endpoint] = {}  # all endpoints, including those of models that fail their check
         self.default: str | None = None
         self.endpoints: dict[bytes, Endpoint] = {}

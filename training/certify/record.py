@@ -1,7 +1,7 @@
 """The record of a run: the choices, the versions and the machine, which together decide the result of the run.
 
-The manifest stores this record as the provenance of the model. A checkpoint contains the identity of its run. Another
-run may continue from this checkpoint only if both runs have the same identity.
+The manifest stores this record as the provenance of the model. A checkpoint contains the identity of its run. A run may
+continue from a checkpoint of another run only if both runs have the same identity.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def provenance(
 ) -> bundle.Provenance:
     """Record every choice in `plan`, and the environment of the run.
 
-    outcomes: the settings that the run itself has chosen.
+    outcomes: the settings that the run chose itself.
     """
     return bundle.Provenance(
         source=source,

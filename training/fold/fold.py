@@ -31,11 +31,11 @@ from foldserve.training.network.calendar import Calendar
 from foldserve.training.network.encode import Encode
 from foldserve.training.network.layers import Affine, Layer, Shift, is_activation
 
-# If |mean / std| of an input column is at most this limit, its offset is folded into the first bias. Otherwise, the
-# graph subtracts the offset. A folded offset is a part of the bias, and the product of the column and its weight nearly
-# cancels this part. The difference that remains has a relative error of 2^-24 * |mean / std|. If |mean / std| is 100,
-# the error is 6e-6, which is a tenth of the tolerance of a certificate. The error has no upper limit: |mean / std| of a
-# timestamp can be 1e5.
+# If |mean / std| of an input column is at most this limit, its offset is folded into the first bias. If |mean / std| is
+# larger, the graph subtracts the offset. A folded offset is a part of the bias, and the product of the column and its
+# weight nearly cancels this part. The remaining difference has a relative error of 2^-24 * |mean / std|. For the limit
+# of 100, the error is 6e-6, which is a tenth of the tolerance of a certificate. Without a limit, the error could be
+# large: |mean / std| of a timestamp can be 1e5.
 MAX_FOLDED_OFFSET = 100.0
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max

@@ -9,8 +9,9 @@ training/fold/fold.py:
     backward   affine after the Dense     (diag(s) W) x + (s * c + t)
     forward    affine before the Dense    (W diag(s)) x + (c + W t)
 
-The other rules move an affine map next to a Dense: across a Concat, or across an Add into every branch. Two consecutive
-Dense layers become one Dense if the new Dense has few weights, or no more weights than the two layers together.
+Other rules move an affine map next to a Dense, either across a Concat, or across an Add into every branch. Two
+consecutive Dense layers become one Dense if the new Dense has few weights, or no more weights than the two layers
+together.
 """
 
 from __future__ import annotations
@@ -206,7 +207,7 @@ def _grows(second: Array, first: Array) -> bool:
 def lift_over_concat(graph: Graph, node: Node) -> bool:
     """Replace affine layers before a Concat by one affine layer after it.
 
-    Only Dense or affine layers may read the Concat.
+    The rule applies only if Dense and affine layers are the only readers of the Concat.
     """
     if not isinstance(node.layer, Concat) or node.name == graph.output:
         return False
@@ -232,8 +233,8 @@ def lift_over_concat(graph: Graph, node: Node) -> bool:
 def fold_through_concat(graph: Graph, node: Node) -> bool:
     """Compose a Dense after a Concat with the Dense layers before the Concat.
 
-    Each input of the Concat is multiplied by its own part of the weights. Each part is composed with the Dense before
-    it, unless this makes the weights larger (see `_grows`).
+    Each input of the Concat is multiplied by its own part of the weights. If a Dense computes the input, the part is
+    composed with this Dense, unless this makes the weights larger (see `_grows`).
     """
     dense, before = node.layer, node.inputs[0]
     if not (isinstance(dense, Dense) and isinstance(graph.layer(before), Concat) and graph.has_single_reader(before)):

@@ -37,8 +37,8 @@ Array = npt.NDArray[Any]
 class FoldedFile:
     """A folded file.
 
-    nodes: the number of nodes before folding, and the number after folding. parity: the differences of the folded file
-    from the reference, on random rows.
+    nodes: the number of nodes before folding, and the number after folding. parity: how much the outputs of the folded
+    file differ from the reference on random rows.
     """
 
     report: tuple[Folding, ...]

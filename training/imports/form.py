@@ -40,8 +40,8 @@ class Node:
 class Network:
     """An acyclic graph of layers. Each node comes after the nodes that it reads.
 
-    features: the number of columns of `INPUT`. output: the name of the value that the network returns. The returned
-    value has probabilities [rows, classes], or the values of a regression [rows, 1].
+    features: the number of columns of `INPUT`. output: the name of the value that is the result of the network. The
+    result contains probabilities [rows, classes], or the values of a regression [rows, 1].
     """
 
     features: int

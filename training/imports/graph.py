@@ -46,7 +46,7 @@ class Graph:
     def has_single_reader(self, name: str) -> bool:
         """Whether exactly one node reads the value, and this node reads it only once.
 
-        The result is False for the input and the output of the network.
+        For the input and the output of the network, the function returns False.
         """
         return len(self._readers[name]) == 1 and name != self.output and name != INPUT
 

@@ -345,9 +345,9 @@ class Kept(Layer):
 
     Folding moves no layer across a kept operator.
 
-    node: the bytes of the ONNX NodeProto, whose data inputs come first. outputs: the number of output columns.
-    constants: the inputs of the node that are constant, by their names in the original graph. opset: the version of the
-    operator set of the node. evaluate: computes the node in float64.
+    node: the bytes of the ONNX NodeProto, in which the inputs that depend on the rows come first. outputs: the number
+    of output columns. constants: maps names in the original graph to those inputs of the node that are constant. opset:
+    the version of the operator set of the node. evaluate: computes the node in float64.
     """
 
     node: bytes

@@ -144,7 +144,7 @@ def _choose_output(graph: onnx.GraphProto, wanted: str) -> tuple[str, list[str]]
 
 def _is_score(info: onnx.ValueInfoProto, producers: Mapping[str, onnx.NodeProto]) -> bool:
     if not info.type.HasField("tensor_type"):
-        return True  # a ZipMap made this output, a sequence of maps
+        return True  # this output is a sequence of maps, made by a ZipMap
     node = producers.get(info.name)
     if node is not None and node.op_type == "LinearClassifier":
         return bool(info.name == node.output[-1])

@@ -130,7 +130,7 @@ def _finish_scores(
 ) -> _Finished:
     """Add the last layers for several outputs.
 
-    are_scores: whether the file computes the class from the outputs; in this case, the outputs may be logits.
+    are_scores: whether the file computes the class from the outputs; if it does, the outputs may be logits.
 
     Raises `ModelImportError` if the outputs are neither probabilities nor logits.
     """

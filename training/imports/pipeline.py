@@ -36,8 +36,8 @@ from foldserve.training.table.schema import Table
 
 @dataclass(frozen=True)
 class ImportPlan:
-    """The choices of the user for an import. data: the table for the certificate and the metrics. ranges: the range of
-    each feature, by its name; the name "" stands for all other features. seed: the seed of the random rows.
+    """The choices of the user for an import. data: the table for the certificate and the metrics. ranges: maps the name
+    of each feature to its range; the name "" stands for all other features. seed: the seed of the random rows.
     """
 
     name: str

@@ -37,11 +37,10 @@ _SAVE_AGAIN = "save the whole model with model.save('model.keras')"
 class Archive:
     """An open Keras file.
 
-    config: the description of the model. training: the settings with which the model was compiled, or {}.
+    config: the description of the model. training: the settings that the model was compiled with, or {}.
 
-    version: the version of Keras. weights: the HDF5 group that contains the layers. legacy: whether a group has the
-    name of its layer, as in Keras 2. In Keras 3, the name of a group comes from the class of the layer. sha256: the
-    hash of the file.
+    version: the version of Keras. weights: the HDF5 group that contains the layers. legacy: whether groups are named
+    after their layers, as in Keras 2. Keras 3 names a group after the class of the layer. sha256: the hash of the file.
     """
 
     config: dict[str, Any]

@@ -1,9 +1,9 @@
 """Reads the arrays of a layer from HDF5, by the naming rules of Keras 3 and of Keras 2.
 
-Keras 3 names the group of a layer after the class of the layer. Further layers of the same class get a number: `dense`,
-`dense_1`. In Keras 3, the arrays of a layer have numbers as names. Keras 2 names a group after its layer, and each
-array after its role, such as `kernel`. Only arrays that are in the file itself are read. The module does not depend on
-the arithmetic of the layers.
+Keras 3 names the group of a layer after the class of the layer. If a model has several layers of one class, the names
+get numbers: `dense`, `dense_1`. In Keras 3, the arrays of a layer have numbers as names. Keras 2 names a group after
+its layer, and each array after its role, such as `kernel`. The module reads only arrays that are stored in the file
+itself, and not in another file. The module does not depend on the arithmetic of the layers.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def _read(archive: zipfile.ZipFile) -> Program:
 def _inputs(specs: list[dict[str, Any]]) -> tuple[list[str], dict[str, tuple[str, str]]]:
     """Return the names of the inputs, and the place of each weight in the archive.
 
-    The place of a weight is its folder and its name.
+    The place of a weight consists of the folder and the name of the weight.
     """
     inputs, sources = [], {}
     for spec in specs:
