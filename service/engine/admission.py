@@ -2,9 +2,10 @@
 
 For small models, the event loop is the bottleneck: reading and writing requests takes longer than the runs of the
 model. Without a limit, one turn of the event loop would work on thousands of requests, while other requests would wait
-in the kernel's buffers, where the server can't see them. To prevent this, each turn of the event loop begins requests
-only for a few milliseconds. All other requests wait in the queue of this module until a later turn begins them. Between
-two turns that begin requests, the event loop reads and refuses requests, and answers health checks.
+in the kernel's buffers, where the server can't see them. So that no request waits there for long, each turn of the
+event loop begins requests only for a few milliseconds. All other requests wait in the queue of this module until a
+later turn begins them. Between two turns that begin requests, the event loop reads and refuses requests, and answers
+health checks.
 
 A request is refused if its expected wait is too long. The expected wait is the size of the queue in bytes, multiplied
 by the measured seconds per byte. The size of the queue is the sum of the sizes of all bodies, plus a fixed number of
@@ -22,7 +23,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 # The minimum and the maximum number of seconds for which one turn of the event loop begins requests. A turn lasts
-# longer than the minimum only if refusing requests takes long: it lasts _WORK_PER_REFUSALS times as long as the
+# longer than the minimum only if refusing requests takes long: it then lasts _WORK_PER_REFUSALS times as long as the
 # refusals took, so that the accepted requests get enough time too.
 _TURN_SECONDS, _LONG_TURN_SECONDS = 0.005, 0.02
 _WORK_PER_REFUSALS = 3
@@ -32,8 +33,8 @@ _REQUEST_BYTES = 2048
 _OLD_WEIGHT = 0.9
 # This share of the longest expected wait, and this share of each queue, is reserved for requests of high priority.
 RESERVE = 0.1
-# This number of requests may always wait until their deadlines. For example, a client that sends one large request on
-# each connection of its pool does not overload the server.
+# This number of requests may always wait until their deadlines. For example, a client may send one large request on
+# each connection of its pool without overloading the server.
 ALWAYS_WAITING = 32
 # The largest value of Retry-After, in seconds.
 _MAX_RETRY_AFTER = 60
@@ -152,7 +153,7 @@ class Admission:
             self._measured = None
 
     def _turn_seconds(self) -> float:
-        """Return the seconds for which the next turn begins requests."""
+        """Return for how many seconds the next turn begins requests."""
         arrivals = 0.0 if self._first_arrival is None else self._last_arrival - self._first_arrival
         return min(max(_TURN_SECONDS, _WORK_PER_REFUSALS * arrivals), _LONG_TURN_SECONDS)
 

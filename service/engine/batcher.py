@@ -43,7 +43,7 @@ _WARM_UP_SECONDS = 1.0
 # The weight of each new measurement in the estimated run time.
 _NEW_WEIGHT = 0.2
 
-# What a run returns: the rows, the outputs (or the error), and the times at which the run started and ended.
+# What a run returns: the rows; the outputs, or the error; and the times at which the run started and ended.
 _RunResult = tuple[Rows, Outputs | Exception, float, float]
 
 # The batcher calls each watcher on the event loop after each run, before the callers get their outputs. A watcher must
@@ -148,12 +148,12 @@ class Batcher:
             raise QueueFull("too many rows wait for this model", self._retry_after())
 
     def submit(self, rows: Rows, deadline: float, on_result: OnResult, *, high: bool = False) -> Entry:
-        """Queue `rows`, float32 [n, features] with n >= 1. Their run must begin before `deadline`.
+        """Queue `rows`, float32 [n, features] with n >= 1, for a run that begins before `deadline`.
 
         high: whether the priority is high. on_result: a function that is called once on this event loop, after this
         method has returned. The argument of on_result is float32 [n, outputs] or an error: `DeadlinePassed`,
         `NonFiniteOutput`, or the `RequestError` that the run raises. Any other error of the run becomes a
-        `RuntimeFailure`. If the queue is full, this method raises `QueueFull`. It raises `Draining` after `drain`, and
+        `RuntimeFailure`. This method raises `QueueFull` if the queue is full, `Draining` after `drain`, and
         `ModelNotReady` after `close`.
         """
         if self._closed:
@@ -314,8 +314,7 @@ class Batcher:
             self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._drop_expired)
 
     def _take_batch(self) -> list[tuple[Entry, Rows]]:
-        """Take entries from the queue for one batch, and return each entry with those of its rows that are in the
-        batch.
+        """Take entries for one batch from the queue, and return each entry with its rows in this batch.
 
         Entries of high priority come first. Among entries of the same priority, the entry that arrived first comes
         first. An entry that is larger than a batch is split, so that a small entry never waits for all rows of a large
@@ -357,7 +356,7 @@ class Batcher:
     def _run_batch(self, batch: list[tuple[Entry, Rows]], count: int) -> _RunResult:
         """Run the batch.
 
-        Return the rows of the batch, its outputs (or the error), and the times at which the run started and ended.
+        Return the rows of the batch; its outputs, or the error; and the times at which the run started and ended.
         """
         self.run_began = began = time.monotonic()
         rows = batch[0][1]

@@ -87,7 +87,7 @@ class Deployment:
         return self._loader.load_version(path, name, version, rename=self._layout.name is not None)
 
     def commit(self, plan: Plan) -> None:
-        """Serve a plan. This method returns when the event loop has replaced the models.
+        """Serve a plan. This method returns after the event loop has replaced the models.
 
         If `prepare` has not loaded a version, `commit` loads this version first, because this process may have started
         after the other processes. Raises `DeviceError` in the same cases as `prepare`. Raises `StartError` if the

@@ -26,8 +26,8 @@ class LiveRows:
     features: the number of features of a row. outputs: the number of outputs of a row. size: the number of rows to
     keep; `add` needs a size of at least 1.
 
-    A new row replaces the oldest row. If a batch has more rows than `size`, the object keeps `size` evenly spaced rows
-    of this batch.
+    A new row replaces the oldest row. If a batch has more rows than `size`, the object keeps `size` rows of the batch,
+    evenly spaced.
     """
 
     def __init__(self, features: int, outputs: int, size: int) -> None:

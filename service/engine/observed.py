@@ -20,7 +20,7 @@ from foldserve.service.telemetry.record import Batch, Record, current_record
 
 
 class LastRun:
-    """Remembers the latest run of a batcher for the exchanges, then calls another observer.
+    """Remembers the latest run of a batcher for the exchanges, and calls another observer.
 
     After a run, a batcher calls its observer before it calls the callbacks of the exchanges, so that each callback can
     read the times of its own run from this object. ran_from, ran_to: the times of the start and the end of the latest

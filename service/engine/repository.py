@@ -92,7 +92,7 @@ class Versions:
     by_number: maps each version number to its version, with the newest version first. current: the number of the active
     version. labels: maps each label to its version number. notes: maps version numbers to remarks about loaded
     versions. compared: maps a version number to the differences between this version and the version that was active
-    before. canary: the version with the label `canary` answers this share of the requests that name no version.
+    before it. canary: the version with the label `canary` answers this share of the requests that name no version.
     """
 
     by_number: Mapping[int, Model | Unavailable]
@@ -131,7 +131,7 @@ class Repository:
     def publish(self, models: Mapping[str, Versions], default: str | None, endpoints: Mapping[bytes, Endpoint]) -> None:
         """Replace all models in one step. Call this method on the event loop, or before the event loop runs.
 
-        A request that has already begun is answered by the version with which it began.
+        A request that has already begun keeps the version that it began with.
         """
         before = list(self.ready_models())
         self._models, self.default = models, default

@@ -64,7 +64,7 @@ class SelfCheck:
 
 
 def _difference(model: Model, outputs: Outputs) -> str | None:
-    """Describe how `outputs` differ from the golden outputs. Return None if they agree within the tolerance."""
+    """Describe how `outputs` differ from the golden outputs; return None if both agree within the tolerance."""
     reference = np.array(model.manifest.golden.outputs[:1], np.float64)
     parity = model.tolerance.measure(reference, outputs)
     return None if parity.holds else f"a golden output differs by {parity.max_absolute:.3g}"

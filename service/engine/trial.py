@@ -49,7 +49,7 @@ def compare(old: Model, new: Model, trial: Trial) -> Outcome:
 
 
 def interface_changes(old: Manifest, new: Manifest) -> Iterator[str]:
-    """Yield a text for each difference between the interfaces that a client of the old version may notice."""
+    """Compare two interfaces, and yield a text for each difference that a client of the old version may notice."""
     before, after = [f.name for f in old.features], [f.name for f in new.features]
     added, removed = [n for n in after if n not in before], [n for n in before if n not in after]
     if (
@@ -105,7 +105,7 @@ def _changes(old: Model, new: Model, rows: Rows, outputs: Outputs) -> Changes:
 
 
 def _run(model: Model, rows: Rows) -> tuple[Outputs, float]:
-    """Run all rows. Return the outputs, and the seconds of the fastest run of the first batch."""
+    """Run all rows. Return the outputs, and how many seconds the fastest run of the first batch took."""
     size = model.batcher.max_batch
     outputs = np.concatenate([model.runtime.run(rows[i : i + size]) for i in range(0, len(rows), size)])
     times = []

@@ -18,8 +18,8 @@ def output_tolerance(mean: float, std: float) -> Tolerance:
     For probabilities (mean 0, standard deviation 1), the tolerance is 1e-5 + 1e-4 |reference|. For a regression, the
     formula 1e-5 + 1e-4 |reference| applies to the standardised target: in the units of the target, the term 1e-5 is
     multiplied by the standard deviation. The term 1e-4 |reference| is limited: if the reference equals the mean, this
-    term allows a difference of at most 1e-4 standard deviations. Without this limit, if the mean of the target is
-    10,000 standard deviations from zero, the tolerance would be a whole standard deviation, and any model would pass.
+    term allows a difference of at most 1e-4 standard deviations. Without this limit, the tolerance for a target whose
+    mean is 10,000 standard deviations from zero would be a whole standard deviation, and any model would pass.
     """
     relative = _RELATIVE * std / abs(mean) if mean else _RELATIVE
     return Tolerance(absolute=_ABSOLUTE * std, relative=min(max(relative, _LEAST_RELATIVE), _RELATIVE))

@@ -43,7 +43,7 @@ def to_onnx(
 
     For classification, the graph ends in a Softmax. The model is one file without external data. Each node has the name
     of its layer. unfolded: whether to keep the batch norms of a chain in eval mode, as PyTorch's exporter does with
-    `optimize=False`. An unfolded graph is only for comparisons. description: the text that becomes the only metadata
+    `optimize=False`. Unfolded graphs are used only in comparisons. description: the text that becomes the only metadata
     entry, as `bundle.describe` returns it; None for no metadata. Raises `ExportError` if a layer has no ONNX form in
     this module, or if `onnx.checker` refuses the graph.
     """

@@ -33,9 +33,9 @@ from foldserve.training.network.layers import Affine, Layer, Shift, is_activatio
 
 # If |mean / std| of an input column is at most this limit, its offset is folded into the first bias. If |mean / std| is
 # larger, the graph subtracts the offset. A folded offset is a part of the bias, and the product of the column and its
-# weight nearly cancels this part. The remaining difference has a relative error of 2^-24 * |mean / std|. For the limit
-# of 100, the error is 6e-6, which is a tenth of the tolerance of a certificate. Without a limit, the error could be
-# large: |mean / std| of a timestamp can be 1e5.
+# weight nearly cancels this part. The remaining difference has a relative error of 2^-24 * |mean / std|. At the limit,
+# where |mean / std| is 100, the error is 6e-6, a tenth of the tolerance of a certificate. Without this limit, the error
+# could be a thousand times larger, because |mean / std| of a timestamp can be 1e5.
 MAX_FOLDED_OFFSET = 100.0
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -265,7 +265,7 @@ def _compose_neighbours(steps: Iterator[_Step]) -> Iterator[_Step]:
 #                             was fitted to. Then s1*d + b1 - m2 = 0, and beta = b2.
 #
 # Each map was fitted to data, and `distance` is the number of standard deviations between the mean of these data and
-# zero. The function takes the second value of d if the second map has the larger distance. For example, the second map
+# zero. If the second map has the larger distance, the function takes d = (m2 - b1) / s1. For example, the second map
 # has the larger distance if the first map only changes the unit and a BN then subtracts the mean. If s1 = 0, z is
 # constant and the quotient is not finite, so the function takes d = 0.
 def _compose(first: _Scale, second: _Scale) -> _Scale:

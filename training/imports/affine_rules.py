@@ -3,7 +3,7 @@
 Each rule moves one affine step of a graph. After each rule, the graph still computes the same function.
 
 A rule gets a graph and one of its nodes. A rule returns True if it has changed the graph. A Dense computes W x + c, and
-an affine map computes s * (x - m) + b = s * x + t for each column. The two main rules are the rules of
+an affine map computes s * (x - m) + b = s * x + t for each column. The two main rules are the same as in
 training/fold/fold.py:
 
     backward   affine after the Dense     (diag(s) W) x + (s * c + t)
@@ -170,9 +170,7 @@ def _large_offset(layer: Affine) -> Array:
 
 
 def _is_raw(graph: Graph, name: str) -> bool:
-    """Whether a value consists only of columns of the input. The missing values of these columns may have been
-    replaced.
-    """
+    """Whether a value consists only of input columns, even if missing values in these columns are replaced."""
     waiting = [name]
     while waiting:
         each = waiting.pop()
@@ -207,7 +205,7 @@ def _grows(second: Array, first: Array) -> bool:
 def lift_over_concat(graph: Graph, node: Node) -> bool:
     """Replace affine layers before a Concat by one affine layer after it.
 
-    The rule applies only if Dense and affine layers are the only readers of the Concat.
+    The rule applies only if every reader of the Concat is a Dense or an affine layer.
     """
     if not isinstance(node.layer, Concat) or node.name == graph.output:
         return False

@@ -32,7 +32,7 @@ Outputs = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class _Runs:
-    """For each set of rows, the outputs of the reference and the outputs of one variant of the model."""
+    """Two outputs for each set of rows: those of the reference, and those of one variant of the model."""
 
     pairs: tuple[tuple[Outputs, Outputs], ...]
 

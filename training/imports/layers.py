@@ -273,7 +273,7 @@ class Add(Layer):
     """Adds its inputs element by element. An input of one column is added to every column of the other inputs."""
 
     def columns(self, *inputs: int) -> int:
-        """Return the number of columns that all inputs have, except inputs of one column."""
+        """Return the number of columns that all inputs share, apart from inputs of one column."""
         wide = {columns for columns in inputs if columns != 1} or {1}
         if len(wide) > 1:
             raise ValueError(f"it adds values of {' and '.join(map(str, inputs))} columns")

@@ -92,7 +92,7 @@ def choose_names(given: tuple[_Name, ...], own: tuple[_Name, ...], flag: str) ->
 
     given: the names from the user, or (). own: the names from the model, or (). flag: the flag for the names,
     "--features" or "--labels". Raises `ModelImportError` if the user gives the same names as the model, but in a
-    different order. Another order would exchange the meanings of columns or classes.
+    different order, because columns or classes would then get wrong names.
     """
     texts, known = list(map(str, given)), list(map(str, own))
     if not given or texts == known:

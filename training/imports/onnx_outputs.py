@@ -93,7 +93,7 @@ def _column(column: RawColumn) -> Column:
 def _find_labels(model: onnx.ModelProto, count: int) -> tuple[Label, ...]:
     """Return the `count` labels that a converter stores in a ZipMap, in a classifier, or in a table of classes.
 
-    Return () if none of these stores `count` labels.
+    Return () if the file does not store exactly `count` labels.
     """
     names = ("classlabels_strings", "classlabels_int64s", "classlabels_ints")
     zip_maps = [node for node in model.graph.node if node.op_type == "ZipMap"]

@@ -72,8 +72,8 @@ def _cast(
         return [Numbers(value.name, value.shape) if isinstance(value, Truth) else value]
     if isinstance(value, Truth) and to in (*_INTEGERS, TensorProto.BOOL):
         return [value]
-    # If raw columns are cast to integers, the cast changes nothing, because the result is read by an encoder, which
-    # accepts only whole numbers.
+    # If raw columns are cast to integers, the cast changes nothing, because an encoder reads the result, and encoders
+    # accept only whole numbers.
     if isinstance(value, Raw) and to in _INTEGERS:
         return [value]
     if isinstance(value, Raw) and to == TensorProto.STRING and all(context.columns[c].is_text for c in value.columns):

@@ -1,6 +1,6 @@
 """Writes a folded graph as ONNX nodes. This module rounds each value to float32, once.
 
-The module knows the layers and their operators. The module does not know the format from which a graph comes.
+The module knows the layers and their operators, and does not depend on the format of the original file.
 """
 
 from __future__ import annotations
@@ -259,10 +259,10 @@ def _shorten(values: Array) -> Array:
 
 
 def _find_splits(network: Network) -> dict[str, tuple[str, list[Node]]]:
-    """Find the values whose selections divide them into consecutive parts.
+    """Find the values that selections cut into consecutive parts.
 
-    For such a value, a single Split can replace all selections. For each of these values, the result contains the name
-    of the first selection in the network, and all selections in the order of their columns.
+    A single Split can replace all selections of such a value. For each value that is found, the result contains the
+    name of the first selection in the network, and all selections in the order of their columns.
     """
     selections: dict[str, list[Node]] = {}
     for node in network.nodes:

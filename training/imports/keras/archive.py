@@ -37,7 +37,7 @@ _SAVE_AGAIN = "save the whole model with model.save('model.keras')"
 class Archive:
     """An open Keras file.
 
-    config: the description of the model. training: the settings that the model was compiled with, or {}.
+    config: the description of the model. training: the settings that the model was compiled with; {} if there are none.
 
     version: the version of Keras. weights: the HDF5 group that contains the layers. legacy: whether groups are named
     after their layers, as in Keras 2. Keras 3 names a group after the class of the layer. sha256: the hash of the file.

@@ -1,7 +1,7 @@
 """Builds an `nn.Sequential` from its printed form, the text of `print(model)`. Code in the text is never run.
 
 A PyTorch module of another class is refused, because its `forward` method is not in the text. The text contains no
-weights, so this Python module reads none.
+weights, so this Python module reads no weights.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def read_object(model: Any, options: Options) -> Imported:
 
 
 def _find_columns(module: torch.nn.Module, options: Options) -> int:
-    """Return a number of features with which the module runs.
+    """Return a number of features for which the module runs without an error.
 
     The function first tries the number of feature names that the user gave, and then the input sizes of the layers.
     """

@@ -129,7 +129,7 @@ def _original(
 
     The function makes the encoders of the pipeline ignore unseen categories.
 
-    absent: for each column that does not use NaN for a missing value, the value that it uses instead.
+    absent: for each column that does not use NaN for a missing value, the value that the column uses instead.
     """
     model = copy.deepcopy(model)
     _ignore_unseen(model)

@@ -148,7 +148,7 @@ def _one_hot(context: Context, step: Any, value: Value, name: str) -> Value:
 def _encode(context: Context, value: Value, i: int, categories: Any, name: str, kind: str, *, ignore: bool) -> str:
     """Add the one-hot columns of the categories of column `i`; one of the categories may be a missing value.
 
-    ignore: whether the encoder accepts unknown categories. A missing value can be such a category.
+    ignore: whether the encoder accepts unknown categories. A missing value can be an unknown category, too.
     """
     is_missing = [_is_missing(each) for each in categories]
     known = tuple(plain(each) for each, missing in zip(categories, is_missing, strict=True) if not missing)

@@ -41,8 +41,8 @@ Value = Raw | Numbers
 class Context:
     """The graph, and facts about each raw column. names: the names of the raw columns.
 
-    absent: maps each raw column to what its encoder uses for a missing value: None or NaN. filled: maps the name of a
-    value to the raw columns that are imputed in this value.
+    absent: maps each raw column to the value that its encoder uses for a missing value: None or NaN. filled: maps the
+    name of a value to the raw columns that are imputed in this value.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
