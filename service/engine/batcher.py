@@ -266,7 +266,8 @@ class Batcher:
         return seconds / (1 << bits)
 
     def _run_next(self) -> None:
-        """Run the queued rows on the event loop while the runs are fast; if a run is slow, run one batch on the thread.
+        """Run queued batches on the event loop while the runs are fast, or run the next batch on the thread if it is
+        slow.
 
         This method returns after one piece of a large entry, because the remaining pieces may take a long time and the
         event loop must do other work in between.

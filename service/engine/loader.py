@@ -44,7 +44,8 @@ from foldserve.service.settings import Settings
 
 log = logging.getLogger("foldserve")
 
-# The largest number of rows that are explained in one run. Larger arrays would not fit into the cache of the processor.
+# The largest number of rows that are explained in one run, because the arrays for more rows would not fit into the
+# cache of the processor.
 _MAX_EXPLAINED = 64
 
 

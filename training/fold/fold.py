@@ -332,8 +332,7 @@ def _to_module(step: _Step) -> nn.Module:
 
 def make_dense(weight: Tensor, bias: Tensor) -> nn.Linear:
     """Make a Dense with `weight` [out, in] and `bias` [out], both rounded to float32 and without gradients."""
-    # PyTorch does not initialise a layer on the meta device. To initialise the layer, PyTorch would use the random
-    # state of the caller.
+    # PyTorch does not initialise a layer on the meta device, so the random state of the caller does not change.
     layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     layer.weight = nn.Parameter(weight.float(), requires_grad=False)
     layer.bias = nn.Parameter(bias.float(), requires_grad=False)

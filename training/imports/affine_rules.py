@@ -90,7 +90,7 @@ def compose_affine(graph: Graph, node: Node) -> bool:
 def fold_backward(graph: Graph, node: Node) -> bool:
     """Fold an affine layer into the Dense before it.
 
-    If the affine layer follows an Add, fold it into the last Dense of each branch of the Add.
+    If an affine layer follows an Add, fold the affine layer into the last Dense of each branch of the Add.
     """
     layer, before = node.layer, node.inputs[0]
     if not isinstance(layer, Affine) or not graph.has_single_reader(before):
@@ -170,7 +170,7 @@ def _large_offset(layer: Affine) -> Array:
 
 
 def _is_raw(graph: Graph, name: str) -> bool:
-    """Whether a value consists only of input columns, even if missing values in these columns are replaced."""
+    """Whether a value consists only of input columns, with or without replacement of missing values."""
     waiting = [name]
     while waiting:
         each = waiting.pop()

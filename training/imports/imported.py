@@ -76,7 +76,7 @@ class Imported:
 
     @property
     def is_independent(self) -> bool:
-        """Whether the reference is the original model, and not the layers that foldserve has read from it."""
+        """Whether the reference is the original model itself, and not the layers that foldserve read from the model."""
         return self.evaluate != self.network.evaluate
 
 

@@ -54,8 +54,8 @@ class Affine(Layer):
     """Computes scale * (x - offset) + shift for each column. scale, offset and shift are float64 [columns].
 
     offset: the mean of the data that a standardisation or a batch norm was fitted to. The offset is 0 for a layer that
-    was not fitted to data. If a large offset were folded into a bias, digits would be lost, so the graph may subtract
-    the offset instead.
+    was not fitted to data. Folding a large offset into a bias would lose digits, so the graph may subtract the offset
+    instead.
     """
 
     scale: Array

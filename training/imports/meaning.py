@@ -108,7 +108,7 @@ def choose_names(given: tuple[_Name, ...], own: tuple[_Name, ...], flag: str) ->
 def _numeric_columns(
     count: int, options: Options, names: tuple[str, ...] = ()
 ) -> tuple[tuple[Column, ...], bool, list[str]]:
-    """Return three values: the numeric features, whether they have names from the user or from the model, and notes.
+    """Return three values: the numeric features, whether the features have names from the user or the model, and notes.
 
     names: the names of the features in the model, or (). Raises `ModelImportError` if the names from the user do not
     fit the model.

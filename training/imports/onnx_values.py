@@ -53,7 +53,7 @@ class Numbers:
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """A boolean tensor, as a value of the intermediate form that contains only the numbers 0 and 1.
+    """A boolean tensor, stored as a value of the intermediate form that contains only the numbers 0 and 1.
 
     missing_of: the value whose missing numbers this value marks; None if it marks no missing numbers.
     """
