@@ -82,7 +82,8 @@ def fold_file(source: Path, target: Path, options: Options) -> FoldedFile:
 
 
 def _compare(expected: Array, folded: Array, original: Array) -> tuple[Parity, tuple[str, ...]]:
-    """Compare the outputs of the folded file with the reference `expected`, and return the differences and notes.
+    """Compare the outputs of the folded file with the reference `expected`, and return the differences, and notes for
+    the user.
 
     original: the outputs of the original file in float32. If `original` differs from the reference too,
     `allowed_widening` may widen the tolerance. Raises `ParityError`.

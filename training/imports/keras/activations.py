@@ -66,7 +66,7 @@ def map_activation(activation: Any, name: str, columns: int, keras_2: bool) -> C
 
 
 def map_layer(kind: str, config: dict[str, Any], name: str) -> Chain:
-    """Return the layers that compute an activation layer of Keras."""
+    """Return the layers that together compute the same as an activation layer of Keras."""
     if kind == "LeakyReLU":
         # `alpha` is the name of `negative_slope` in Keras 2; both have the same default.
         slope = config.get("negative_slope", config.get("alpha", 0.3))
