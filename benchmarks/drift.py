@@ -1,4 +1,4 @@
-"""Measures the cost of counting rows for the drift, and the cost of storing predictions for labels: `python
+"""Measures what two features cost, the count of rows for drift and the store of predictions for labels: `python
 benchmarks/drift.py`; needs wrk.
 
 The program compares processor times and rates as observability.py does. In each round, the servers get the same load,

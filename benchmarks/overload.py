@@ -144,7 +144,7 @@ def _shares(figures: Figures) -> str:
     """Return the processor time of the server and of the driver, as shares of the duration of the overload.
 
     If the server got much less than a whole core, other programs used the rest, and the goodput per second says little
-    about the server. If the driver used a whole core, it read the responses late.
+    about the server. If the driver used a whole core, it was too slow, and read responses late.
     """
     seconds = figures.overload.span()
     return f"{figures.overload_s / seconds:.0%} / {figures.driver_s / seconds:.0%}"
@@ -156,7 +156,8 @@ def _retry_after(outcome: Outcome) -> str:
 
 
 def _per_processor_second(figures: Figures) -> str:
-    """Return the server's good responses in the overload per second of its processor time, also as a share of the peak.
+    """For the overload, return the number of good responses per second of the server's processor time, and the same
+    figure as a share of the peak.
 
     Other programs on the machine do not affect the processor time of the server.
     """

@@ -186,7 +186,7 @@ def check(port: int, message: bytes, body: Body) -> bytes:
 
 
 def table(rounds: list[dict[Key, Measured]], load: tuple[int, int, int]) -> str:
-    """Write the table of one load."""
+    """Write the table for one load."""
     rows, connections, streams = load
     names = [name for name, each in rounds[0] if each == load]
     lines: list[tuple[float, Row]] = []

@@ -1,9 +1,9 @@
 """Computes the replicas for a load from measurements on one core: `python benchmarks/scaling.py [--write]`.
 
 First, one server on one core answers each protocol in a closed loop. The closed loop gives the processor time of a
-request. The program computes the table of replicas from the processor times. Then servers get requests at random times.
-The measured latencies are compared with the latencies of a simulation (`rig/queue_check.py`), which uses only processor
-times.
+request. The program computes the table of replicas from the processor times. For a second measurement, servers get
+requests at random times. The measured latencies are compared with the latencies of a simulation (`rig/queue_check.py`),
+which uses only processor times.
 """
 
 from __future__ import annotations

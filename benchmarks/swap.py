@@ -1,5 +1,5 @@
-"""Measures the latency of requests while a server swaps versions. One second has a swap of versions, and the next
-second is quiet.
+"""Measures the latency of requests while a server swaps versions. Seconds with a swap of versions alternate with quiet
+seconds, which have no swap.
 
     python benchmarks/swap.py [--seconds 60] [--clients 8] [--workers 1]
 
@@ -25,7 +25,7 @@ from foldserve.service import bundle
 
 ROOT = Path(__file__).parents[1]
 _PAUSE = 0.002  # time in seconds from an answer to the client's next request
-_EDGE = 0.1  # a swap happens this many seconds after the start of its second
+_EDGE = 0.1  # a swap happens this long after its second has begun, in seconds
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
-"""Measures if two workers do twice the work of one worker: `python benchmarks/workers.py`; needs wrk and two cores.
+"""Measures whether two workers do twice the work of one worker: `python benchmarks/workers.py`; needs wrk and two
+cores.
 
 The load program needs a core, so two cores can't show the rate of two workers directly. The benchmark compares the
 processor time of a request. If two workers need no more time for each request than one worker, then they answer twice

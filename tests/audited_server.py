@@ -1,4 +1,4 @@
-"""`foldserve` that writes the audit events of its process to the file AUDIT. Each line is one event as JSON.
+"""Runs `foldserve`, and writes the audit events of its process to the file AUDIT. Each line is one event as JSON.
 
 https://docs.python.org/3/library/audit_events.html lists the events.
 """

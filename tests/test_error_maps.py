@@ -53,7 +53,7 @@ def created(file: Path) -> Iterator[str]:
 
 
 def raise_sites(package: str) -> dict[str, set[str]]:
-    """For the name of each error, return the modules of the package that create the error."""
+    """Map the name of each error to the modules of the package that create this error."""
     folder = PACKAGE / package
     sites: dict[str, set[str]] = {name: set() for name in error_classes(package)}
     for file in sorted(folder.rglob("*.py")):

@@ -69,9 +69,8 @@ def test_a_list_has_an_allowed_version_of_each_declared_package(name: str) -> No
 
 @pytest.mark.parametrize("name", LISTS)
 def test_a_list_has_every_package_that_its_packages_require(name: str) -> None:
-    """Only one of the two ONNX Runtime wheels is installed here.
-
-    So the test does not follow the requirements of packages that are not installed.
+    """The test does not follow the requirements of packages that are not installed. Only one of the two ONNX Runtime
+    wheels is installed here.
     """
     packages, reached = locked(name), set()
     waiting = [(requirement.name, frozenset(requirement.extras)) for requirement in declared(name)]

@@ -1,8 +1,8 @@
 """Serves a constant response with uvicorn: `python serve_constant.py PORT BYTES...`.
 
 The server uses the same event loop and HTTP parser as foldserve, but no framework, no JSON and no model. The server
-reads the same bodies as foldserve, and its responses have as many bytes as foldserve's responses. BYTES are the lengths
-of the responses: POST /0 gets the first length, and POST /1 the second.
+reads the same bodies as foldserve, and its responses have as many bytes as foldserve's responses. BYTES gives the
+length of each response: POST /0 returns a response of the first length, and POST /1 a response of the second length.
 """
 
 from __future__ import annotations

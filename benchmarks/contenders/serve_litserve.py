@@ -35,7 +35,7 @@ class Digits(litserve.LitAPI):
         return inputs
 
     def predict(self, x: list[Rows]) -> list[Rows]:
-        """Run all requests of the batch at once."""
+        """Run all requests of the batch in one call of the model."""
         (probabilities,) = self.session.run(None, {"input": np.concatenate(x)})
         return np.split(probabilities, np.cumsum([len(rows) for rows in x[:-1]]))
 

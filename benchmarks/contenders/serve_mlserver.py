@@ -1,8 +1,8 @@
 """Serves the model with MLServer, with one process, a custom runtime, and no adaptive batching: `python
 serve_mlserver.py PORT MODEL SPARE`.
 
-Adaptive batching does not raise the rate at 32 connections, and it doubles the latency of a single connection. SPARE is
-a free port for gRPC, which MLServer always starts.
+Adaptive batching does not raise the rate at 32 connections, and it doubles the latency of a single connection. MLServer
+always serves gRPC too, on the free port SPARE.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class Digits(Worker):
         self.session = onnxruntime.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])
 
     def forward(self, data: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Run all requests of the batch at once."""
+        """Run all requests of the batch in one call of the model."""
         requests = [np.array(one["instances"], dtype=np.float32) for one in data]
         (probabilities,) = self.session.run(None, {"input": np.concatenate(requests)})
         ends = np.cumsum([len(rows) for rows in requests[:-1]])
@@ -54,7 +54,7 @@ class FastJson(Digits):
 
 
 if __name__ == "__main__":
-    # The settings are in the environment, because mosec's worker processes import this file again with the same
+    # Environment variables configure mosec, because its worker processes import this file again with the same
     # arguments.
     os.environ |= {"MOSEC_ADDRESS": "127.0.0.1", "MOSEC_PORT": sys.argv[1], "MOSEC_LOG_LEVEL": "warning"}
     server = Server()

@@ -1,8 +1,8 @@
 """Serves a constant response with nginx: `python serve_nginx.py PORT BYTES...`. The program nginx must be on the PATH.
 
-nginx reads the same bodies as foldserve, and its responses have as many bytes as foldserve's responses. BYTES are the
-lengths of the responses: POST /0 gets the first length, and POST /1 the second. The Python process replaces itself by
-nginx.
+nginx reads the same bodies as foldserve, and its responses have as many bytes as foldserve's responses. BYTES gives the
+length of each response: POST /0 returns a response of the first length, and POST /1 a response of the second length.
+The Python process replaces itself by nginx.
 """
 
 from __future__ import annotations

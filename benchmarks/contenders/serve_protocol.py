@@ -1,9 +1,9 @@
 """Serves a constant response with an asyncio protocol: `python serve_protocol.py PORT BYTES...`.
 
 The server uses the same event loop and HTTP parser as foldserve, and nothing else. The server reads the same bodies as
-foldserve, and its responses have as many bytes as foldserve's responses. So the rate of this server is an upper limit
-for Python servers that use uvloop and httptools. BYTES are the lengths of the responses: POST /0 gets the first length,
-and POST /1 the second.
+foldserve, and its responses have as many bytes as foldserve's responses. Python servers that use uvloop and httptools
+can't reach a higher rate than this server. BYTES gives the length of each response: POST /0 returns a response of the
+first length, and POST /1 a response of the second length.
 """
 
 from __future__ import annotations

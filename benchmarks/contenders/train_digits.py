@@ -97,7 +97,7 @@ CONTENDERS: dict[str, Callable[[Task], Train]] = {"foldserve": foldserve, "skorc
 
 
 def main() -> None:
-    """Train once to warm up. Then train once for each line of standard input."""
+    """Train once to warm up. Train again for each line of standard input."""
     name, widths, batch, epochs, norm = sys.argv[1:]
     warnings.simplefilter("ignore")  # scikit-learn warns that the training ended before it converged
     x, y = load_digits(return_X_y=True)

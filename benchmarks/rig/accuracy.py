@@ -24,7 +24,7 @@ REFERENCES = {"hgb": "HistGradientBoosting", "mlp": "scikit-learn's MLP", "realm
 TITLES = PRESETS | REFERENCES
 ENVIRONMENT = "training"
 
-FAST_SECONDS = 10.0  # target for the seconds of `fast` on a table of at most FAST_ROWS training rows
+FAST_SECONDS = 10.0  # target for the time of `fast` in seconds, if a table has at most FAST_ROWS training rows
 FAST_ROWS = 10_000
 BEST_SHARE = 1 / 3  # target for the time of `best`, as a share of RealMLP's time
 
@@ -53,7 +53,7 @@ class Fit:
     metrics: dict[str, float]
 
 
-Fits = dict[tuple[str, str], list[Fit]]  # the key is a table and a contender; the list has one fit for each seed
+Fits = dict[tuple[str, str], list[Fit]]  # each key is a table and a contender; each list has one fit per seed
 
 
 def find_tables(folders: Iterable[Path], wanted: Sequence[str] | None) -> list[Table]:

@@ -27,7 +27,7 @@ JSON_LOADS = (ROW, SINGLE, TABLE)
 class Endpoint:
     """A protocol in which a contender is measured.
 
-    In `path`, {index} is replaced by the index of the load's number of rows in `bodies.COUNTS`.
+    In `path`, {index} stands for the position of the load's number of rows in `bodies.COUNTS`.
     """
 
     protocol: Literal["json", "oip", "binary"]
@@ -104,7 +104,7 @@ NAMES = (*(contender.name for contender in CONTENDERS), BARE)
 
 @dataclass(frozen=True)
 class Target:
-    """A target for the ratio of the same figure in two cases."""
+    """A target for the ratio of one figure between two cases."""
 
     text: str
     ours: str

@@ -1,7 +1,7 @@
 """Loads a gRPC server with h2load, which sends one message over HTTP/2 again and again.
 
-h2load sees the status of HTTP, which is 200 even if a call fails. So the load also counts the bytes of the responses,
-because all correct responses have the same length.
+h2load sees the status of HTTP, which is 200 even if a call fails. All correct responses have the same length, so the
+load also counts the bytes of the responses to find calls that failed.
 """
 
 from __future__ import annotations

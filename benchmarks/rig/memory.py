@@ -22,7 +22,7 @@ def write_table(path: Path, rows: int, columns: int = COLUMNS, seed: int = 0) ->
     """Write a CSV file with `columns` columns of numbers from 0.0000 to 9.9999, and a column `label`.
 
     The label is the index of the largest of three weighted sums, as a letter. All numbers have the same number of
-    characters. So NumPy can compute the bytes of many rows at once.
+    characters, so that NumPy can compute the bytes of many rows together.
     """
     generator = np.random.default_rng(seed)
     weights = generator.standard_normal((columns, CLASSES))

@@ -1,9 +1,9 @@
 """Loads a server from one process. In a closed loop, a request waits for the previous response. In an open loop, a
 request does not wait for other responses.
 
-In an open loop, the latency of a request starts at its scheduled arrival. So the latency includes every wait that a
-slow server or a late load generator causes. If all connections are busy, the request waits until a connection is idle.
-The module uses plain sockets and epoll. An event loop with callbacks would need more time than the server.
+In an open loop, the latency of a request starts at its scheduled arrival, so it includes every wait that a slow server
+or a late load generator causes. If all connections are busy, the request waits until a connection is idle. The module
+uses plain sockets and epoll. An event loop with callbacks would need more time than the server.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Requests arrive at random times. A latency starts at the scheduled arrival. The 
 part, one server has one core, and the load generator has another core. In the second part, each of two servers has one
 core, and the load generator runs on the same cores. Each part runs once with the kernel's ordinary scheduler and once
 with real-time priority. With real-time priority, the servers wait for no other program, and the load generator waits
-for no server. So the latencies of the two runs differ by the waits that the scheduler causes.
+for no server. The latencies with and without real-time priority differ by the waits that the scheduler causes.
 
 Each server has one worker and a port of its own, so the load generator divides its connections equally between the
 servers. If you give the flag `--workers 2`, the workers share one port, and the division of the connections depends on
@@ -12,8 +12,8 @@ chance.
 
 The simulation gets three measured processor times, but no measured latency. Two of the processor times describe a turn
 of the server. The third processor time is what the load generator needs for a request. If the load generator has its
-own core, its time is added to each latency. Otherwise, the load generator's time is added to the turns of the server,
-because both programs use the same cores.
+own core, its time is added to each latency. If the load generator shares a core with a server, its time is added to the
+turns of this server.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class Bench:
             yield server
 
     def find_sizes(self) -> None:
-        """Find the lengths of foldserve's responses. The servers of constant responses must send responses of the same
+        """Find the lengths of foldserve's responses. The servers of constant responses must send responses of these
         lengths.
 
         Raises `StartError`, `WrongResponseError`.

@@ -32,8 +32,8 @@ NAME = "penguins"
 class Wire(httpx.BaseTransport, httpx.AsyncBaseTransport):
     """Sends requests to a server, and records the requests.
 
-    url: the server that gets the requests. refusals: the responses or errors that the next requests get. A request that
-    gets a refusal does not reach a server.
+    url: the server that gets the requests. refusals: the responses or errors that the next requests get. If a request
+    gets one of these refusals, the request does not reach a server.
     """
 
     def __init__(self, url: str) -> None:
@@ -77,8 +77,8 @@ Connect = Callable[..., Any]
 def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
     """Return a function that makes a sync or an async client.
 
-    The caller uses methods that block, also with the async client. The attribute `wire` records the requests of the
-    client.
+    The methods of both clients block, so that the same test can use either client. The attribute `wire` records the
+    requests of the client.
     """
     with contextlib.ExitStack() as stack:
 

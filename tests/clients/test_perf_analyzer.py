@@ -21,8 +21,8 @@ from tests.clients.conftest import Server, pixels
 
 PATIENCE = 120
 # Each measurement window lasts 300 ms. The tolerance is large, so any three windows count as stable. The test must also
-# pass on a machine with unsteady timings. The option --request-count would be simpler. But with --request-count,
-# perf_analyzer hangs if an answer arrives before the count starts.
+# pass on a machine with unsteady timings. The option --request-count would be simpler, but with it perf_analyzer hangs
+# if an answer arrives before the count starts.
 WINDOWS = ("-p", "300", "-s", "999", "-r", "10")
 
 

@@ -186,7 +186,7 @@ def test_a_killed_replica_is_replaced(deployed: Deployed) -> None:
 
 def test_every_replica_loads_a_new_version(deployed: Deployed) -> None:
     bundle.write(deployed.models, "digits", DIGITS.model, lambda n: DIGITS.manifest.model_copy(update={"version": n}))
-    # The proxy chooses a replica at random. So among 20 answers, there is at least one from each replica.
+    # The proxy chooses a replica at random, so 20 answers include at least one from each replica.
     until(lambda: {deployed.predict().json()["version"] for _ in range(20)} == {2})
 
 

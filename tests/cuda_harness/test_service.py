@@ -1,4 +1,4 @@
-"""The commands and the server on ONNX Runtime's own CUDA provider over the stand-ins."""
+"""The commands and the server run on ONNX Runtime's own CUDA provider, with stand-ins for CUDA's libraries."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def test_haproxy_accepts_the_configuration(program: str, tmp_path: Path) -> None
 
 
 def test_internal_paths_are_not_reachable_through_haproxy(program: str, tmp_path: Path) -> None:
-    """In this test, HAProxy has no server behind it. So HAProxy itself answers 503 for each path that it allows."""
+    """HAProxy has no server behind it in this test, so HAProxy itself answers 503 for each path that it allows."""
     with socket.create_server(("127.0.0.1", 0)) as free, socket.create_server(("127.0.0.1", 0)) as gone:
         port, nobody = free.getsockname()[1], gone.getsockname()[1]
     changes = {

@@ -1,7 +1,8 @@
 """Four servers run on separate hosts, behind nginx or HAProxy with the shipped configuration. No request fails.
 
-A client sends prediction requests at a constant rate, and checks each answer. Meanwhile the servers and the model are
-upgraded. One server is killed, and one server is cut off from the network. `make test-fleet` prints the figures.
+A client sends prediction requests at a constant rate, and checks each answer. During these requests, the servers and
+the model are upgraded. One server is killed, and one server is cut off from the network. `make test-fleet` prints the
+figures.
 """
 
 from __future__ import annotations
@@ -146,7 +147,9 @@ class Client:
         self.wait(enough)
 
     def since(self, begin: float) -> Sequence[Answer]:
-        """Wait until all requests that were sent so far have an answer. Return the answers that ended after `begin`."""
+        """Wait until all requests that were sent so far have an answer. Return the answers that arrived after the time
+        `begin`.
+        """
         self.wait_for(lambda _: True)
         total = 1 + max(each.number for each in self._answers)
         self.wait(lambda: len(self._answers) >= total and sum(each.number < total for each in self._answers) == total)

@@ -27,8 +27,8 @@ def read(data: bytes, size: int) -> list[object]:
 
 
 def test_one(data: bytes) -> None:
-    """Read all bytes at once, then in packets. Both ways of reading must give the same result. The first byte is the
-    size of a packet.
+    """Read all bytes as one packet, then as several packets. Both ways of reading must give the same result. The first
+    byte is the size of a packet.
     """
     size, data = data[0] + 1 if data else 1, data[1:]
     whole, cut = read(data, max(1, len(data))), read(data, size)

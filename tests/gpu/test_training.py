@@ -26,7 +26,7 @@ def test_training_on_cuda_is_as_accurate_as_on_the_cpu(flags: tuple[str, ...], t
     on_cpu = fitted(tmp_path, "cpu", "--device", "cpu")
     on_cuda = fitted(tmp_path, "cuda", "--device", "cuda", *flags)
     for part in ("validation", "test"):
-        # The device draws the random numbers for dropout and noise. So a different device changes the result as much as
+        # The device draws the random numbers for dropout and noise, so a different device changes the result as much as
         # a different seed.
         assert on_cuda["metrics"][part]["accuracy"] > on_cpu["metrics"][part]["accuracy"] - 0.03
         assert on_cuda["metrics"][part]["log_loss"] < on_cpu["metrics"][part]["log_loss"] + 0.1

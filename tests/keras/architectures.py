@@ -1,6 +1,6 @@
 """Random Keras models, for the test against a live Keras.
 
-The caller must import Keras with its backend before this module.
+The caller must import Keras with its backend before it imports this module.
 """
 
 from __future__ import annotations

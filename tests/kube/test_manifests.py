@@ -108,8 +108,8 @@ def namespace() -> str:
     """A namespace only for these tests, with the labels of `base/namespace.yaml`. The tests leave the namespace on the
     server.
 
-    The namespace has no other resources, so a dry run merges nothing. A pod needs a service account, which an API
-    server without a controller manager does not create.
+    The namespace has no other resources, so the server has nothing to merge in a dry run. A pod needs a service
+    account, which an API server without a controller manager does not create.
     """
     name = "foldserve-check"
     resource = yaml.safe_load((KUBERNETES / "base/namespace.yaml").read_text())

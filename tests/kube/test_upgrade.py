@@ -81,7 +81,7 @@ def deployment(tmp_path: Path) -> Iterator[str]:
 
 
 class Cluster:
-    """Sends requests to the API server through `kubectl proxy`. ready: the pods that the clients know as ready."""
+    """Sends requests to the API server through `kubectl proxy`. ready: the pods that the clients consider ready."""
 
     def __init__(self, host: str, port: int) -> None:
         self._address = host, port

@@ -1,8 +1,8 @@
 """`foldserve` with runs on the CPU that are slow, fail, hang or leak. Each run of the model reads the JSON file that
 `--faults FILE` names.
 
-The file maps each fault to its probability in one run, for example {"slow": 0.1, "hang": 0.001}. Without the file
-there are no faults. So a test can switch the faults on after the model has reproduced its golden outputs.
+The file maps each fault to its probability in one run, for example {"slow": 0.1, "hang": 0.001}. Without the file there
+are no faults, so a test can switch the faults on after the model has reproduced its golden outputs.
 
 slow: the run takes 30 ms longer. fail: the run raises. hang: the run never returns. leak: the run keeps a megabyte, a
 descriptor and a thread for ever. explanation_hang: the computation of an explanation never returns.

@@ -69,7 +69,7 @@ class SimulatedGpu:
 
 
 class HostStream:
-    """A stream on host memory that does all work at once."""
+    """A stream on host memory that does all work immediately."""
 
     device = "cpu"
     address = 4711

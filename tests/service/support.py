@@ -27,8 +27,8 @@ from onnx import TensorProto, helper, numpy_helper
 from foldserve.service import bundle
 from foldserve.service.bundle import seal
 
-# A time limit in seconds that is long enough for any machine. This limit turns a hang into a failure. Apart from a
-# hang, no result of a test depends on the limit.
+# A time limit in seconds that is long enough for any machine. This limit turns a hang into a failure. The limit affects
+# the result of a test only if something hangs.
 PATIENCE = 60
 
 # A text that the service never writes by itself. If a response contains MARKER, the service repeated its input.
@@ -189,7 +189,7 @@ def oracle(model: bytes) -> Callable[[np.ndarray], np.ndarray]:
     return lambda rows: session.run(None, {session.get_inputs()[0].name: np.asarray(rows, np.float32)})[0]
 
 
-# A program that runs `foldserve`, but first waits at the pipe `gate` before it reads a certain manifest.
+# The program that runs `foldserve`, and that waits at the pipe `gate` before it reads a certain manifest.
 GATED = "tests.service.serve_at_gate"
 
 
@@ -208,8 +208,8 @@ def while_loading(folder: Path, act: Callable[[], Any]) -> Iterator[Future[Any]]
     """Run `act` while `GATED` loads the bundle in `folder`. The environment of `GATED` must contain the variables of
     `through(folder)`.
 
-    `GATED` reads the pipe. A writer that opens the pipe waits until `GATED` opens the pipe too. With the pipe open,
-    `GATED` waits until the writer closes the pipe.
+    `GATED` opens the pipe for reading. A writer that opens the pipe waits until `GATED` opens the pipe too. With the
+    pipe open, `GATED` waits until the writer closes the pipe.
     """
     pipe = _gate(folder)
     os.mkfifo(pipe)

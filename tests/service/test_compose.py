@@ -1,4 +1,4 @@
-"""One service is composed from the settings: models, the endpoint of each path, metrics and lifecycle."""
+"""The settings determine the parts of a service: models, the endpoint of each path, metrics and lifecycle."""
 
 from __future__ import annotations
 

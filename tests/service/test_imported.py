@@ -25,8 +25,8 @@ def post(server: Served, action: str, rows: object) -> dict[str, object]:
 def test_nothing_downstream_knows_the_difference(tmp_path: Path) -> None:
     """Import a model without a table, serve the model, send requests, and score a table.
 
-    Then import the model again with the table. The second version has metrics and a report, and replaces the first
-    version.
+    Import the model again, this time with the table. The second version has metrics and a report, and replaces the
+    first version.
     """
     models, saved = tmp_path / "models", np.load(f"{KERAS}.npz")
     rows, expected = saved["rows"].astype(float).tolist(), saved["outputs"]

@@ -41,8 +41,8 @@ def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(config:
     found = load({"port": "3"}, environment, config)
     assert (found.port, found.max_rows, found.max_body) == (3, 2, 1)
     assert found.threads == Settings().threads
-    # The test also reads each source alone, without the sources of higher priority. So a wrong order of the sources
-    # can't pass by chance.
+    # The test also reads each source alone, without the sources of higher priority, so that a wrong order of the
+    # sources can't pass by chance.
     assert load({}, environment, config).port == 2
     assert load({}, {}, config).port == 1
     assert load({"port": "3"}, {}).port == 3

@@ -1,5 +1,5 @@
-"""A metadata entry of model.onnx describes the features and labels. Each load of a bundle compares the entry with the
-manifest.
+"""A metadata entry of model.onnx describes the features and labels. When a bundle is loaded, this description is
+compared with the manifest.
 """
 
 from __future__ import annotations

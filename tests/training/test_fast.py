@@ -61,7 +61,7 @@ def test_a_wrong_flag_of_the_table_is_found_before_torch_is_imported(table):
 
 
 def test_a_bar_shows_that_the_trainer_starts_before_torch_is_imported(table):
-    """An import hook writes to the terminal, so the order of the bytes is the order of the events."""
+    """An import hook writes a marker to the terminal, so that the order of the output shows the order of the events."""
     script = (
         "import os, sys, importlib.abc\n"
         "class Hook(importlib.abc.MetaPathFinder):\n"

@@ -23,7 +23,7 @@ SEARCHED = {"hidden", "dropout", "learning_rate", "weight_decay", "input_noise",
 
 
 def plan(**changes):
-    """Return a plan inside the search space, so that the first trial uses the plan unchanged."""
+    """Return a plan inside the search space. The first trial uses such a plan unchanged."""
     architecture = Architecture(hidden=(32,), dropout=0.1)
     return Plan(
         **{
@@ -89,7 +89,7 @@ def test_the_test_rows_are_not_used(iris):
     rows = pipeline.prepare(planned, iris).split.test
     x, y = iris.x.copy(), iris.y.copy()
     x[rows] = -1e6
-    # The labels stay the same, because the split depends on the labels.
+    # The labels stay the same, because the split depends on them.
     changed = replace(iris, x=x)
     assert np.array_equal(pipeline.prepare(planned, changed).split.test, rows)
     assert tune(planned, iris, 5, trials.append) == tune(planned, changed, 5, others.append)
@@ -134,7 +134,7 @@ def test_the_search_continues_after_a_failed_trial(diabetes):
     planned = plan(
         data=DataOptions("diabetes"), architecture=Architecture(hidden=(32,), bins=0), recipe=Recipe(epochs=1)
     )
-    # Far from zero, the network's output grows linearly with the value. So the squared error grows with the square of
+    # Far from zero, the network's output grows linearly with the value, so the squared error grows with the square of
     # the value. With the extreme value 1e10, the squared error overflows in some trials, but not in all.
     trials = []
     tune(planned, with_extreme_validation_row(diabetes, planned, 1e10), 4, trials.append)

@@ -1,4 +1,4 @@
-"""Unusual tables at the command line.
+"""Tests the commands with unusual tables.
 
 An unusable table gives a one-line error and no bundle. Every usable table gives a bundle.
 """

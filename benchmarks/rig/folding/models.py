@@ -114,7 +114,7 @@ def make_networks() -> dict[str, nn.Module]:
 
 
 def export(network: nn.Module, path: Path) -> None:
-    """Write a network without any optimisation of the exporter."""
+    """Write a network to ONNX with the optimisations of the exporter off."""
     torch.onnx.export(
         network,
         (torch.randn(2, 64),),

@@ -4,5 +4,5 @@ import sys
 
 from rig.environments import ROOT
 
-# foldserve is imported from this checkout. So the machine with the GPU needs no installed foldserve.
+# foldserve is imported from this checkout, so the machine with the GPU does not need an installed foldserve.
 sys.path.insert(0, str(ROOT))

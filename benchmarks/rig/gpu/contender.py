@@ -36,7 +36,7 @@ class Setting:
 
 
 class Contender(ABC):
-    """A way to run the network on batches, in a certain library.
+    """One way to run the network on batches with one library.
 
     `prepare` is called before the runs of a batch size, and `release` after these runs. `close` is called at the end.
     batches: the batch sizes to measure; if empty, all sizes are measured. compiles: whether `prepare` compiles code,

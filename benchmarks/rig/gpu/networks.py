@@ -33,9 +33,9 @@ from foldserve.training.plan import Architecture
 Rows = npt.NDArray[np.float32]
 Exact = npt.NDArray[np.float64]
 
-# The tolerances of probabilities: |out - ref| <= absolute + relative * |ref|. fp32: the tolerance of a certificate. In
-# a product, TF32 and fp16 keep 10 bits of each factor, and bf16 keeps 7. So each layer adds a relative error of 2^-11
-# (TF32, fp16) or 2^-8 (bf16). The error of a probability is at most a quarter of the error of a logit.
+# The tolerances of probabilities: |out - ref| <= absolute + relative * |ref|. fp32: the tolerance of a certificate.
+# Each layer adds a relative error of 2^-11 (TF32, fp16) or 2^-8 (bf16), because a product keeps only 10 bits of each
+# factor in TF32 and fp16, and 7 bits in bf16. The error of a probability is at most a quarter of the error of a logit.
 TOLERANCES: dict[Precision, bundle.Tolerance] = {
     "fp32": bundle.Tolerance(absolute=1e-5, relative=1e-4),
     "tf32": bundle.Tolerance(absolute=5e-3, relative=1e-2),
@@ -44,8 +44,10 @@ TOLERANCES: dict[Precision, bundle.Tolerance] = {
 }
 _CALIBRATION_ROWS = 4096
 _CERTIFICATE_ROWS = 256
-_ORACLE_ROWS = 8192  # rows of one computation; the float64 activations of all rows would need gigabytes
-# The weights of the last layer are scaled by this factor. Otherwise, probabilities could be all equal, or all 0 or 1.
+# The number of rows that are computed together. The float64 activations of all rows would need gigabytes.
+_ORACLE_ROWS = 8192
+# The weights of the last layer are scaled by this factor. Without this factor, all probabilities could be equal, or all
+# 0 or 1.
 _LOGITS = 4.0
 
 

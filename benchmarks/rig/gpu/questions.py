@@ -40,11 +40,11 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16")
 _NODES = {0: "kernel", 1: "memcpy", 2: "memset", 3: "host", 5: "empty", 10: "allocation", 11: "free"}
 _GIB = 2**30
 _ROWS = int(os.environ.get("ROWS", "65536"))  # the number of rows in the largest batch
-_RUNS = int(os.environ.get("RUNS", "5000"))  # the number of runs of each timing
+_RUNS = int(os.environ.get("RUNS", "5000"))  # the number of runs in each measurement
 
 
 class RecordedStream(CudaStream):
-    """A stream that records the kinds of the nodes of each graph."""
+    """A stream that records which kinds of nodes each graph has."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -156,8 +156,8 @@ def _torch_ratios(results: Results, block: tuple[str, str]) -> list[float]:
 
 
 def _peak_rows(results: Results, block: tuple[str, str]) -> list[Row]:
-    """Write two rows with foldserve's rate as a share of the peak rate of matrix products. The first row uses the
-    time that a caller sees, including the copies. The second row uses only the time of the kernels.
+    """Write two rows with foldserve's rate as a share of the peak rate of matrix products. The first row counts the
+    whole time that a caller sees, including the copies. The second row counts only the time of the kernels.
     """
     peak = highest(results.peaks, block[1])
     text, flops = (

@@ -179,8 +179,8 @@ class Block:
     def compare_bits(self, batches: Sequence[int]) -> BitComparison:
         """Compare the outputs with and without CUDA graphs bit by bit, on new rows.
 
-        A graph computes all rows of its size, and cuBLAS may choose a different kernel for a different number of rows.
-        So the run without graphs gets exactly as many rows as the graph computes.
+        A graph always computes all rows of its size. The run without graphs gets exactly as many rows, because cuBLAS
+        may choose a different kernel for a different number of rows.
         """
         found = BitComparison(self.setting.network.title, self.setting.precision)
         by_name = {contender.name: contender for contender in self.opened}

@@ -82,8 +82,8 @@ def test_the_argmax_counts_only_where_the_reference_is_clear() -> None:
 
 
 def test_another_argmax_fails_even_where_every_value_is_within_the_tolerance() -> None:
-    # Both outputs of the row move towards each other. Each value moves by less than the tolerance, so the gap between
-    # the values changes by almost twice the tolerance.
+    # The two outputs of the row move towards each other. Each value moves by less than the tolerance, so the gap
+    # between the values changes by almost twice the tolerance.
     parity = TOLERANCE.measure(np.array([[1.0, 0.5]]), np.array([[0.7, 0.8]]))
     assert parity.worst <= 1
     assert parity.argmax_agreement == 0

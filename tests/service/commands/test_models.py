@@ -59,7 +59,7 @@ _lines: dict[int, str] = {}
 def _admin_port(served: Served) -> str:
     """Read the admin port from the server's announcement.
 
-    The announcement can be read only once, so `_lines` keeps the port.
+    `_lines` keeps the port, because the announcement can be read only once.
     """
     if served.port not in _lines:
         assert served.process.stdout

@@ -1,4 +1,4 @@
-"""Admission under simulated loads.
+"""Tests the admission of requests under simulated loads.
 
 The simulated clock advances only by the cost of the work, so the figures are exact.
 """

@@ -483,7 +483,7 @@ def test_an_entry_that_expires_in_the_queue_gets_its_error_during_a_long_run(wor
 
 def test_the_rest_of_an_expired_large_entry_is_not_run(world: World) -> None:
     world.model.gate.clear()
-    # On a slow machine, the deadline may pass before any row of the entry runs. The test passes in both cases.
+    # On a slow machine, the deadline may pass before any row of the entry runs, and the test must pass even then.
     (large,) = world.arrive(20, deadline=time.monotonic() + 0.02)
 
     def answered() -> bool:
@@ -738,7 +738,7 @@ class Waiting:
     late: bool
     cancelled: bool = False
     taken: int = 0
-    wanted: type[RequestError] | None = None  # the error that the caller must get; None: it must get its outputs
+    wanted: type[RequestError] | None = None  # the error that the caller must get, or None if it must get outputs
     over: bool = False  # if true, two outcomes are correct: the caller gets its result, or the caller is cancelled
 
     def end(self, wanted: type[RequestError] | None) -> None:

@@ -48,7 +48,7 @@ def test_a_result_is_freed_with_its_last_reference() -> None:
         result = pool.submit(Rows)
         rows = weakref.ref(await result)
         del result
-        await pool.submit(int)  # the thread no longer holds the first call
+        await pool.submit(int)  # after this call, the thread no longer holds a reference to the first call
         assert rows() is None
 
     gc.disable()  # rows in a reference cycle would stay in memory

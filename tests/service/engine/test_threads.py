@@ -1,4 +1,4 @@
-"""The number of threads fits the model, the settings and the cores of the process."""
+"""The number of threads depends on the model, the settings and the cores of the process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The REST surface of the real server, over HTTP. The tests of refused bodies are in test_refusals.py."""
+"""Tests the REST interface of the real server over HTTP. The tests of refused bodies are in test_refusals.py."""
 
 from __future__ import annotations
 
@@ -558,7 +558,7 @@ def test_a_request_that_was_accepted_before_sigterm_is_answered(
         idle.sendall(request("GET", "/v2/health/live"))
         assert receive(idle).status == 200
         server.process.terminate()
-        assert idle.recv(1) == b""  # the server closes idle connections, so it drains
+        assert idle.recv(1) == b""  # the server has begun to drain, because it has closed the idle connection
         busy.sendall(body)
         answer = receive(busy)
         assert answer.status == 200

@@ -243,7 +243,7 @@ def test_trailers_have_the_limit_of_a_head(piece: bytes, path: str, talk: Talk) 
             break
         talk.send(piece)
     if path == "/nowhere":
-        assert talk.is_over()  # the response came before the large head
+        assert talk.is_over()  # the server had answered before the large head arrived
     else:
         talk.refusal(431)
 

@@ -68,8 +68,8 @@ def test_on_loopback_its_own_names_are_accepted(server: Served, line: str, host:
 def test_on_loopback_another_host_is_refused(server: Served, line: str, host: str) -> None:
     """An attacker's host name may resolve to 127.0.0.1.
 
-    For a browser, the attacker's page and the server would have the same origin. So only the header Host shows the
-    attack.
+    Only the header Host shows the attack, because the attacker's page and the server have the same origin for a
+    browser.
     """
     answer = ask(server, line, f"Host: {host}", f"Origin: http://{host}")
     assert answer.status == 421

@@ -1,4 +1,4 @@
-"""API keys at a real server.
+"""Tests API keys on a real server.
 
 The tests try every route and prediction path without a key, and with a key of each scope.
 """
@@ -52,7 +52,7 @@ def service(folder: Path) -> Service:
 
 @pytest.fixture(scope="module")
 def keys() -> dict[str, tuple[str, str]]:
-    """One key for each scope, with the name of the scope.
+    """Return a key for each scope, and the line of each key for the server's file. The name of a key is its scope.
 
     The key `all` has every scope. The key `slow` may send one request in 1000 s.
     """

@@ -19,7 +19,7 @@ def test_requests_that_arrive_before_the_app_exists_are_answered(tmp_path: Path)
         first.sendall(request("GET", "/v1/models"))
         for client in others:
             client.sendall(request("GET", "/v2/models/roots/ready"))
-        first.close()  # this request has started to load the app, which must still answer the others
+        first.close()  # this request has started to load the app, and the app must still answer the other clients
         predicting.sendall(PREDICTION)
         assert receive(predicting).status == 200
         for client in others:

@@ -1,4 +1,4 @@
-"""An overloaded server answers 503 with Retry-After at once, and keeps room for requests of high priority.
+"""An overloaded server immediately answers 503 with Retry-After, and keeps room for requests of high priority.
 
 Every run has one row and takes 30 ms, so the capacity does not depend on the machine.
 """

@@ -204,8 +204,8 @@ def test_on_loopback_the_port_of_administration_asks_for_no_certificate(
 def test_a_client_that_closes_its_side_over_tls_is_logged_as_disconnected(
     path: str, folder: Path, tmp_path: Path, authority: Authority, certificate: Path
 ) -> None:
-    """With TLS, the event loop can't keep one side of a connection open. So the log must not say that the client got a
-    response.
+    """The log must not say that the client got a response, because with TLS the event loop can't keep one side of a
+    connection open.
     """
     with serving(folder, tmp_path / "log", "--device", "cpu", "--tls-cert", certificate, "--access-log") as served:
         context = ssl.create_default_context(cafile=authority.certificate)

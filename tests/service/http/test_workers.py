@@ -217,7 +217,7 @@ def sockets(pid: int) -> int:
 
 @contextmanager
 def connected(server: Served, count: int) -> Iterator[None]:
-    """Open connections at once, and get an answer on each connection."""
+    """Open all connections first, then get an answer on each of them."""
     with ExitStack() as stack:
         clients = [stack.enter_context(server.connect()) for _ in range(count)]
         for client in clients:

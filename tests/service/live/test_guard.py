@@ -81,8 +81,8 @@ def predict(server: Served, rows: int = 100) -> Any:
 def second(server: Served) -> dict[str, Any]:
     """Wait for the verdict on version 2. Return the state of version 2.
 
-    The next response may come from a worker that does not have the verdict yet. So the function returns the first state
-    that has a verdict.
+    The function returns the first state that has a verdict, because the next response may come from a worker that does
+    not have the verdict yet.
     """
     found: list[dict[str, Any]] = []
 

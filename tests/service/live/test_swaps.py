@@ -58,7 +58,7 @@ def full_load(server: Served) -> Iterator[list[Future[Counter[str]]]]:
 
 
 def swap(server: Served, models: Path, number: int) -> None:
-    """Add a version, and wait until it answers. Then remove the version `number - 2`."""
+    """Add a version, and wait until it answers. Afterwards, remove the version `number - 2`."""
     publish(models, number)
     until(lambda: server.send("GET", "/v1/models/roots").json()["current"] == number)
     if number > 2:

@@ -1,4 +1,4 @@
-"""Every protocol reads the same categories, booleans and missing values as the same rows. A refusal names the place of
+"""In every protocol, the same categories, booleans and missing values give the same rows. A refusal names the place of
 the refused value.
 """
 

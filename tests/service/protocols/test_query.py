@@ -76,7 +76,7 @@ def test_every_form_agrees_with_the_plain_probabilities(
 
 @given(st.data(), st.floats(0, 1))
 def test_the_threshold_decides_in_json_and_in_arrow(data: st.DataObject, value: float) -> None:
-    value = float(str(np.float32(value)))  # foldserve-train writes the text of a float32
+    value = float(str(np.float32(value)))  # foldserve-train writes a threshold as the text of a float32
     model = codec(threshold=value)
     outputs = data.draw(outputs_of(("no", "yes")))
     plain = answer(model, b"", outputs)

@@ -1,4 +1,4 @@
-"""A label is one of the table's own values: true is not 1, and 1.0 is 1."""
+"""A label must be one of the table's own values: true does not count as 1, but 1.0 does."""
 
 from __future__ import annotations
 

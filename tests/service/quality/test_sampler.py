@@ -44,7 +44,7 @@ def test_each_row_of_a_quiet_server_is_counted_once(size: int) -> None:
 def test_a_busy_server_counts_a_sample_whose_weights_add_up_to_all_rows(size: int) -> None:
     counted = Counted()
     total = 60_000
-    for second in range(3):  # in the first second, the sampler does not know the load
+    for second in range(3):  # in the first second, the sampler does not know the load yet
         for start in range(second * total, (second + 1) * total, size):
             counted.send(np.arange(start, start + size) % total)
         counted.sampler.tick()

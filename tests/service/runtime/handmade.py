@@ -1,4 +1,4 @@
-"""A handmade model, 2a + 3b, with golden rows, and a function that returns why a bundle is refused."""
+"""A handmade model, 2a + 3b, with golden rows, and a function that returns the reason why a bundle is refused."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_the_error_has_onnx_runtime_s_text_without_its_codes() -> None:
 
 def test_a_refusal_prints_and_logs_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     # ONNX Runtime logs to standard error, and prints a line when it falls back to another provider. ONNX Runtime falls
-    # back if a name in the model is not UTF-8.
+    # back to another provider if a name in the model is not UTF-8.
     name = "Bad"
     not_text = onnx_model([helper.make_node("MatMul", ["input", name], ["value"])]).replace(b"Bad", b"B\xffd")
     for model in (linear(opset=999), not_text):

@@ -55,7 +55,7 @@ def with_ones(rows: np.ndarray, count: int) -> np.ndarray:
         (network(5, 7, 6, 9, 3), 3, 0),
         (network(3, 2), 1, 0),
         (network(6, 8, 4, hidden="Tanh"), 2, 1),  # the second Gemm follows no Relu, so it keeps its bias
-        (network(6, 8, 8, 4, first="Abs"), 0, 1),  # the bias of the first Gemm stays: it makes the next Gemm's 1
+        (network(6, 8, 8, 4, first="Abs"), 0, 1),  # the first Gemm needs its bias to make the 1 for the next Gemm
         (network(6, 8, 8, 4, first="Abs", hidden="Sigmoid"), 0, 3),
     ],
 )
@@ -98,7 +98,8 @@ def test_a_model_with_encoded_columns_keeps_its_outputs() -> None:
         (network(512, 1024, 10), Options("cuda"), Shortcuts(0, host_outputs=True)),  # above 1 MiB
         (network(8, 8, 2), Options("cuda", precision="fp16"), Shortcuts(0, host_outputs=True)),
         (network(8, 8, 2, last="Sigmoid"), Options("cuda"), Shortcuts(4, host_outputs=True)),
-        (network(8, 8, 1, last="Identity"), Options("cuda"), Shortcuts(4)),  # the last kernel may read its outputs
+        # The outputs stay on the device, because the last kernel may read them.
+        (network(8, 8, 1, last="Identity"), Options("cuda"), Shortcuts(4)),
         (network(512, 4), Options("cuda", max_batch=4096), Shortcuts(4, host_outputs=True)),
         (network(512, 4), Options("cuda", max_batch=4097), Shortcuts(4, host_outputs=True, piece=4096)),
     ],
@@ -162,7 +163,8 @@ def test_without_the_golden_outputs_the_shortcuts_are_turned_off_and_the_reason_
 
     def open_session(model: bytes, options: dict[str, str]) -> object:
         graph = onnx.load_model_from_string(model)
-        if graph.graph.input[0].type.tensor_type.shape.dim[1].dim_value > 64:  # this is the model with a column of ones
+        # Only the model with a column of ones has more than 64 inputs.
+        if graph.graph.input[0].type.tensor_type.shape.dim[1].dim_value > 64:
             if broken == "error":
                 raise RuntimeError("no such kernel")
             for weights in graph.graph.initializer:

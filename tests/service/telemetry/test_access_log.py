@@ -91,7 +91,9 @@ def silent(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 @pytest.fixture
 def logged(server: Served) -> Iterator[Logged]:
-    """The server with the JSON format. At the end, check that the log has one line for each request."""
+    """Records the requests to a server that logs in JSON. At the end, checks that each request has one line in the
+    log.
+    """
     requests = Logged(server)
     yield requests
     assert len(requests.text()) == len(requests.sent)

@@ -58,7 +58,7 @@ def test_growth_is_the_ratio_of_a_geometric_sequence():
 def test_digits_show_the_predicted_growth(digits):
     """With BN, each layer multiplies the squared gradient norm by 1.467 (Yang et al., 2019).
 
-    The initialisation of He et al. prevents growth without BN.
+    Without BN, the initialisation of He et al. keeps the gradient norm constant across the layers.
     """
     measured = gradients.measure(digits, replace(TINY, depths=(48,), gradient_steps=1), nothing)
     growth = {(m.activation, m.batch_norm): gradients.growth(m.initial) for m in measured}

@@ -1,4 +1,4 @@
-"""For the user's recipe, the diagnosis shows the same figures as `fit`, and its sentences agree with the figures."""
+"""For the user's recipe, the diagnosis shows the same figures as `fit`, and its text agrees with these figures."""
 
 from dataclasses import replace
 

@@ -53,9 +53,9 @@ def torchrun(count, *arguments, cwd):
         # The last batch has 5 rows in one process, and 6 rows in the other process. Rounding errors grow during the
         # training.
         pytest.param(2, "pre", 203, 1e-3, marks=pytest.mark.slow),
-        # The last batch has 2 rows, fewer than the 3 processes. After dropout, both rows of a batch may be equal. If
-        # two rows are equal, a BN divides rounding errors by the square root of epsilon. So a training by three
-        # processes differs from a training by one process by more than rounding errors.
+        # The last batch has 2 rows, fewer than the 3 processes. After dropout, both rows of a batch may be equal. A
+        # training by three processes differs from a training by one process by more than rounding errors, because a BN
+        # divides rounding errors by the square root of epsilon if two rows are equal.
         pytest.param(3, "post", 194, 1e-2, marks=pytest.mark.slow),
     ],
 )

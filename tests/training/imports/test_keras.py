@@ -1,7 +1,7 @@
 """An import keeps the outputs of real files of Keras 2 and 3.
 
 A damaged file, or a file with code, gives a one-line error. keras_files/make.py made the files with Keras 3.15 and
-Keras 2.15, which computed the outputs.
+Keras 2.15. The same versions of Keras computed the outputs.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def collect(operator: str) -> list[TestCase]:
 def with_constants(case) -> tuple[onnx.ModelProto, np.ndarray]:
     """Return the case with constants for all inputs except the first.
 
-    The first axis of the first input may have any number of rows.
+    The first axis of the first input may have any length.
     """
     model, (inputs, _) = onnx.ModelProto.FromString(case.model.SerializeToString()), case.data_sets[0]
     first, *rest = list(model.graph.input)

@@ -104,7 +104,7 @@ def mixed():
     for place in (0, 1, 3):
         seen[generator.random(500) < 0.2, place] = NAN
     rows = seen[:200].copy()
-    rows[0] = NAN, NAN, 1.7e9, NAN, 2, 0.1  # every optional value is missing, and the value of the size is unseen
+    rows[0] = NAN, NAN, 1.7e9, NAN, 2, 0.1  # every optional value is missing, and the size has an unseen value
     rows[1] = 3, -0.0, 1.7e9, -0.0, -0.0, 0.1
     rows[2] = 4, 1e6, 1.8e9, 1, 1, 0.1
     rows[3] = -0.0, -1e6, 0, 0, 0, -5

@@ -1,4 +1,4 @@
-"""Dates and times as features: their kind, their numbers, and a model that uses their parts."""
+"""Tests dates and times as features: their kind, the numbers that they become, and a model that uses their parts."""
 
 from datetime import UTC, date, datetime, timedelta, timezone
 

@@ -1,4 +1,6 @@
-"""Notes on columns that look like an identifier or a leak, and test rows that were seen in training."""
+"""Tests the notes on columns that look like an identifier or a leak, and the notes on test rows that were seen in
+training.
+"""
 
 import json
 

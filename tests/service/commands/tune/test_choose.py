@@ -80,8 +80,8 @@ def test_a_requested_device_is_kept(cpu: Curve) -> None:
 
 
 def test_the_crossover_compares_padded_batches() -> None:
-    # The graph for 1 row saves too little and is dropped. So one row is padded to 4 rows, and the graph for 4 rows is
-    # slower than the CPU.
+    # The graph for 1 row saves too little and is dropped. A single row is then padded to 4 rows, and the graph for 4
+    # rows is slower than the CPU.
     graphs = curve(29.5, 30.5, 50, 70, 100, 150)
     values = chosen(Latencies({1: curve(30, 60, 90, 200, 500, 900)}, graphs, PLAIN))
     assert values["buckets"][0] == 4
