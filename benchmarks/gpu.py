@@ -59,7 +59,7 @@ class Bench:
     """The conditions of the whole run, and its results so far.
 
     until: the value of `time.perf_counter` after which no measurement begins. reserve: the seconds that the last part
-    needs. spent: the seconds of compiling, by contender.
+    needs. spent: the seconds that each contender has spent on compiling so far.
     """
 
     plan: Plan

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py without a GPU: its refusals, a dry run, and the parts that need no device."""
+"""Tests benchmarks/gpu.py without a GPU: its refusals, a dry run, and the parts that need no device."""
 
 from __future__ import annotations
 

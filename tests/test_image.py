@@ -1,4 +1,5 @@
-"""The Dockerfile and the lists in requirements/, which define the contents of the images. No test here builds an image.
+"""Tests the Dockerfile and the lists in requirements/, which define the contents of the images. No test here builds an
+image.
 
 `make image-check` builds and runs the images (tests/image).
 """

@@ -1,4 +1,4 @@
-"""requirements/audit.py: the pins that the script checks, and its verdict on the reports of pip-audit."""
+"""Tests requirements/audit.py: the pins that the script checks, and its verdict on the reports of pip-audit."""
 
 from __future__ import annotations
 

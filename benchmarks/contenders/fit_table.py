@@ -45,7 +45,8 @@ def sklearn_mlp(seed: int, table: pd.DataFrame, classifies: Classifies) -> Pipel
 
 def realmlp(seed: int, table: pd.DataFrame, classifies: Classifies) -> Pipeline:
     """Build RealMLP-TD. RealMLP encodes and scales the features itself. RealMLP does not support missing numbers."""
-    from pytabkit import RealMLP_TD_Classifier, RealMLP_TD_Regressor  # pytabkit imports torch, so the import is here
+    # pytabkit imports torch, so it is imported only if RealMLP is fitted.
+    from pytabkit import RealMLP_TD_Classifier, RealMLP_TD_Regressor
 
     kind = RealMLP_TD_Classifier if classifies else RealMLP_TD_Regressor
     prepare = _prepared(table, SimpleImputer(), "passthrough").set_output(transform="pandas")

@@ -1,4 +1,4 @@
-"""KServe's Python client against the real server, in both protocols of the client."""
+"""Tests KServe's Python client against the real server, in both protocols of the client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""perf_analyzer against the real server. perf_analyzer exits with 0 only if it understood every response.
+"""Tests the real server with perf_analyzer. perf_analyzer exits with 0 only if it understood every response.
 
 The tests look for the program in PERF_ANALYZER, next to this Python, and on PATH. install_perf_analyzer.sh installs it.
 """

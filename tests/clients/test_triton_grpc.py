@@ -1,4 +1,4 @@
-"""Triton's gRPC clients and perf_analyzer, against the real server.
+"""Tests the real server with Triton's gRPC clients and with perf_analyzer.
 
 These tests run in a separate process, because tritonclient and kserve have compiled code for the same messages.
 """

@@ -1,4 +1,4 @@
-"""tritonclient's HTTP clients, sync and asyncio, against the real server."""
+"""Tests the real server with tritonclient's HTTP clients, sync and asyncio."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""deploy/ray/serve.yaml on a cluster of two nodes: `serve run` runs the service behind Ray's autoscaler.
+"""Tests deploy/ray/serve.yaml on a cluster of two nodes: `serve run` runs the service behind Ray's autoscaler.
 
 Ray is large, so `make test-ray` runs these tests in a separate environment. Without Ray, the tests are skipped.
 """

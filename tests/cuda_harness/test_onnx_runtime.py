@@ -1,4 +1,4 @@
-"""ONNX Runtime's own graphs, streams and allocations on its real CUDA provider, as docs/cuda.md describes them."""
+"""Tests what docs/cuda.md says about ONNX Runtime's own graphs, streams and allocations, on its real CUDA provider."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""deploy/haproxy: a real HAProxy accepts the shipped configuration.
+"""A real HAProxy accepts the configuration in deploy/haproxy.
 
 `make test-fleet` sends requests through HAProxy.
 """

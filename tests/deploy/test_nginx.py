@@ -1,4 +1,4 @@
-"""deploy/nginx: a real nginx uses the shipped configuration in front of a real server."""
+"""A real nginx uses the configuration in deploy/nginx in front of a real server."""
 
 from __future__ import annotations
 

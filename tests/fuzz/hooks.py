@@ -5,5 +5,5 @@ from __future__ import annotations
 import schemathesis.openapi
 from hypothesis import strategies as st
 
-_ROW = 64 * 4  # the bytes of one row, because digits has 64 features
+_ROW = 64 * 4  # the number of bytes in a row of digits, which has 64 features
 schemathesis.openapi.media_type("application/octet-stream", st.integers(1, 3).map(lambda rows: bytes(rows * _ROW)))

@@ -1,4 +1,4 @@
-"""`foldserve doctor` on a machine with onnxruntime-gpu and CUDA's libraries, but without a GPU.
+"""Tests `foldserve doctor` on a machine with onnxruntime-gpu and CUDA's libraries, but without a GPU.
 
 To run only these tests in an environment without a GPU: python -m pytest --confcutdir=tests/gpu_wheel tests/gpu_wheel
 """

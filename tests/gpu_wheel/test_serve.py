@@ -1,4 +1,4 @@
-"""The messages of `foldserve serve`, `verify` and a loaded runtime, with onnxruntime-gpu but without a GPU."""
+"""Tests the messages of `foldserve serve`, `verify` and a loaded runtime, with onnxruntime-gpu but without a GPU."""
 
 from __future__ import annotations
 

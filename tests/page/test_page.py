@@ -1,4 +1,4 @@
-"""The page at / in Chromium, used with a mouse, a finger, a keyboard and a screen reader."""
+"""Tests the page at / in Chromium, with a mouse, a finger, a keyboard and a screen reader."""
 
 from __future__ import annotations
 

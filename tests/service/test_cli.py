@@ -1,4 +1,4 @@
-"""The command line as a person uses it: help texts, settings, exit statuses, and refusals in one line."""
+"""Tests the command line as a person uses it: help texts, settings, exit statuses, and refusals in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers as text. The digits are compared with Python's decimal arithmetic."""
+"""Tests how numbers become text. The digits are compared with Python's decimal arithmetic."""
 
 import math
 from decimal import Decimal

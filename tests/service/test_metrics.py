@@ -1,4 +1,4 @@
-"""The metrics at /metrics of a real server, and docs/metrics.md, which documents them."""
+"""Tests the metrics at /metrics of a real server, and docs/metrics.md, which documents them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A long mixed load: good, bad, cancelled and slow requests, and versions that replace each other. Memory, descriptors
-and threads must not grow.
+"""Tests a server under a long mixed load: good, bad, cancelled and slow requests, and versions that replace each other.
+Memory, descriptors and threads must not grow.
 
 `make test-soak` runs the test for ten minutes, or for SOAK_SECONDS.
 """
@@ -76,7 +76,7 @@ class Usage:
 
 
 def excess(first: Usage, last: Usage) -> set[str]:
-    """Return the name of each gate that the growth exceeds."""
+    """Return the names of the limits that the growth exceeds."""
     gates = {
         "memory": last.memory - first.memory > MOST_BYTES,
         "descriptors": last.descriptors - first.descriptors > MOST_DESCRIPTORS,

@@ -1,4 +1,4 @@
-"""The command `foldserve-train`, mostly in a separate process."""
+"""Tests the command `foldserve-train`, mostly in a separate process."""
 
 import contextlib
 import os

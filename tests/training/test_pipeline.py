@@ -1,4 +1,4 @@
-"""The pipeline from a plan to a bundle, and its reproducibility."""
+"""Tests the pipeline from a plan to a bundle, and its reproducibility."""
 
 import copy
 import hashlib

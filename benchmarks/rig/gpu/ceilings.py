@@ -21,7 +21,7 @@ _SETS = 2  # the number of sets of operands; the products use these sets in turn
 
 @dataclass
 class Peak:
-    """torch.matmul of [m, k] and [k, n]. rates: floating-point operations per second, by round."""
+    """The product of [m, k] and [k, n] by torch.matmul. rates: floating-point operations per second, by round."""
 
     precision: Precision
     shape: tuple[int, int, int]

@@ -55,7 +55,8 @@ _LOGITS = 4.0
 class Network:
     """One network in eval mode, with its ONNX files.
 
-    widths: features, hidden Dense layers, outputs. oracle: maps float32 [rows, features] to float64 [rows, outputs].
+    widths: the number of features, the width of each hidden Dense layer, and the number of outputs. oracle: maps
+    float32 [rows, features] to float64 [rows, outputs].
     """
 
     name: str

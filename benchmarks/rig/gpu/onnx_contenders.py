@@ -68,7 +68,7 @@ class _Session(Contender):
 
 
 class OrtFolded(_Session):
-    """`session.run` of the folded model: the usual way to call ONNX Runtime."""
+    """Calls `session.run` on the folded model, which is the usual way to use ONNX Runtime."""
 
     name, title = "ort", "ONNX Runtime, session.run"
 
@@ -77,7 +77,7 @@ class OrtFolded(_Session):
 
 
 class OrtUnfolded(_Session):
-    """`session.run` of the model before folding. On CUDA, the batch norms of the unfolded model need cuDNN."""
+    """Calls `session.run` on the model before folding. On CUDA, the batch norms of the unfolded model need cuDNN."""
 
     name, title = "unfolded", "ONNX Runtime, unfolded"
 

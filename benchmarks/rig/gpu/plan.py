@@ -13,9 +13,9 @@ class Plan:
     """The sizes and the durations of all measurements.
 
     precisions: the precisions of the wide network; the small network is measured in float32 only. between: batch sizes
-    between the buckets, for which outputs with and without graphs are compared bit by bit. seconds: the time of one
-    contender in one round. copied: the sizes of copies, in bytes. served: the precisions in which the wide network is
-    measured over HTTP. compiling: the seconds that each contender may spend on compiling.
+    between the buckets, for which outputs with and without graphs are compared bit by bit. seconds: how long one
+    contender is measured in one round. copied: the sizes of copies, in bytes. served: the precisions in which the wide
+    network is measured over HTTP. compiling: the seconds that each contender may spend on compiling.
     """
 
     small: tuple[int, ...]

@@ -59,7 +59,7 @@ class Figures:
         return [self.batch * len(samples) / sum(samples) for samples in self.rounds]
 
     def percentile(self, share: float) -> float:
-        """Return the percentile `share` of all runs, in seconds. Return NaN if there are too few runs."""
+        """Return the percentile `share` of the times of all runs, in seconds. Return NaN if there are too few runs."""
         samples = [x for one in self.rounds for x in one]
         return percentile(samples, share)
 
@@ -78,8 +78,8 @@ class Block:
     """One network in one precision, and the contenders that could open it.
 
     seconds: the time of one contender in one round. note: called with a contender's title and the reason for its
-    failure. spent: seconds of compiling so far, by contender. compiling: the limit that `spent` may not exceed. A
-    contender that has reached the limit compiles nothing more.
+    failure. spent: the seconds that each contender has spent on compiling so far. compiling: the limit that `spent` may
+    not exceed. A contender that has reached the limit compiles nothing more.
     """
 
     setting: Setting

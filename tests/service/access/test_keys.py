@@ -1,4 +1,4 @@
-"""API keys: new keys, and files of key hashes. Invalid entries in a file of key hashes are refused."""
+"""Tests new API keys, and files of key hashes. Invalid entries in a file of key hashes are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decision: the predicted class of each row, its best classes, and the names of the classes."""
+"""Tests the decision: the predicted class of each row, its best classes, and the names of the classes."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from tests.service.support import PATIENCE, flip_byte, manifest
 
 
 def numbered(whole: bundle.Bundle, name: str | None = None) -> Callable[[int], Manifest]:
-    """Return a function that makes the manifest of `whole` for a given version. name: replaces the manifest's name."""
+    """Return a function that makes the manifest of `whole` for a given version. name: the new name in the manifest."""
     changes = {"name": name} if name else {}
     return lambda version: whole.manifest.model_copy(update={"version": version, **changes})
 

@@ -1,4 +1,4 @@
-"""`foldserve doctor` as a person runs it, in environments that are broken on purpose."""
+"""Tests `foldserve doctor` as a person runs it, in environments that are broken on purpose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`foldserve health` against a real service, other programs, and no program at all."""
+"""Tests `foldserve health` against a real service, other programs, and no program at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`foldserve inspect`: the tables of a bundle."""
+"""Tests the tables of a bundle that `foldserve inspect` prints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`foldserve models`, `load`, `unload`, `rollback` and `promote` against a real server with API keys."""
+"""Tests `foldserve models`, `load`, `unload`, `rollback` and `promote` against a real server with API keys."""
 
 from __future__ import annotations
 

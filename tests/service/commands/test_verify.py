@@ -1,4 +1,4 @@
-"""`foldserve verify` on intact and on damaged bundles."""
+"""Tests `foldserve verify` on intact and on damaged bundles."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The batcher: admission, batches, deadlines, results and drain. The model is handmade, and the tests set the event
-loop's clock.
+"""Tests the batcher: admission, batches, deadlines, results and drain. The model is handmade, and the tests set the
+event loop's clock.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def world(make: Callable[..., World]) -> World:
 
 def test_a_caller_gets_the_outputs_for_its_rows(world: World) -> None:
     (caller,) = world.arrive(3)
-    assert not caller.answers  # the callback never runs within submit
+    assert not caller.answers  # the callback does not run before `submit` has returned
     world.until_answered(caller)
     assert caller.got_its_own_rows()
     assert world.batcher.queued_rows == 0

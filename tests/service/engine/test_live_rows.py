@@ -1,5 +1,5 @@
-"""The latest rows that clients sent to a model. The tests check which rows are kept, and that each row keeps its
-outputs.
+"""Tests how a model remembers the latest rows that clients sent. The tests check which rows are kept, and that each row
+keeps its outputs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A pool accepts a bounded amount of work, refuses further work at once, and keeps no result."""
+"""A pool accepts a bounded amount of work, refuses further work immediately, and keeps no result."""
 
 from __future__ import annotations
 

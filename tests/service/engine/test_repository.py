@@ -46,7 +46,7 @@ def test_the_newest_version_serves_by_default_and_an_older_version_by_its_number
     for _ in range(10):
         add_version(models, "diabetes")
     repository = opened(models)
-    assert repository.find("diabetes").manifest.version == 11  # in alphabetical order, 9 would be the newest
+    assert repository.find("diabetes").manifest.version == 11  # an alphabetical order would make 9 the newest version
     assert repository.find("diabetes", 2).manifest.version == 2
     assert list(repository.versions("diabetes")) == list(range(11, 0, -1))
 

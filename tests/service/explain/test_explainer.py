@@ -1,4 +1,4 @@
-"""Explanations, compared with PyTorch's derivatives in float64 and with a linear model that is written by hand."""
+"""Explanations are compared with PyTorch's derivatives in float64, and with a linear model that is written by hand."""
 
 from __future__ import annotations
 

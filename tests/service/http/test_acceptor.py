@@ -1,4 +1,4 @@
-"""New connections to the real server: under load, without free descriptors, and while the server stops."""
+"""Tests new connections to the real server: under load, without free descriptors, and while the server stops."""
 
 from __future__ import annotations
 

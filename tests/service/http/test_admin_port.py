@@ -1,4 +1,4 @@
-"""Metrics and administration on a separate port. A server that all machines can reach gives a warning."""
+"""Tests metrics and administration on a separate port. A server that all machines can reach gives a warning."""
 
 from __future__ import annotations
 

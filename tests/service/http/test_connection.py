@@ -1,4 +1,4 @@
-"""Connections of the real server, byte for byte: limits, deadlines, pipelining and clients that misbehave."""
+"""Tests connections of the real server, byte for byte: limits, deadlines, pipelining and clients that misbehave."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def test_trailers_have_the_limit_of_a_head(piece: bytes, path: str, talk: Talk) 
             break
         talk.send(piece)
     if path == "/nowhere":
-        assert talk.is_over()  # the server had answered before the large head arrived
+        assert talk.is_over()  # the server had answered before the trailers were too large
     else:
         talk.refusal(431)
 

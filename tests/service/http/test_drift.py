@@ -1,4 +1,4 @@
-"""Drift and labels over HTTP: two workers, whose counts are added, and a server with keys."""
+"""Tests drift and labels over HTTP: two workers, whose counts are added, and a server with keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service as an ASGI app inside another program's server: its routes, its refusals, its start and its end."""
+"""Tests the service as an ASGI app inside another program's server: its routes, its refusals, its start and its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests from web pages of other sites.
+"""Tests requests from web pages of other sites.
 
 The tests check Host, Origin, CORS and headers for browsers, on the fast path and in the app.
 """

@@ -1,4 +1,4 @@
-"""Connections that use the tests' own inner protocol instead of uvicorn's.
+"""Tests connections that use the tests' own inner protocol instead of uvicorn's.
 
 The connections of the tests use TCP, a Unix socket or TLS.
 """

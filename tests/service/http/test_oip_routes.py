@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over HTTP: metadata, repository index, inference, statistics, compressed bodies."""
+"""Tests the Open Inference Protocol over HTTP: metadata, repository index, inference, statistics, compressed bodies."""
 
 from __future__ import annotations
 

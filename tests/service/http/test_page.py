@@ -1,4 +1,4 @@
-"""The page at / over HTTP: its headers, its cache and its files. The report of a version over HTTP."""
+"""Tests the page at / over HTTP: its headers, its cache and its files. Also tests the report of a version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Invalid requests over HTTP: each gets a fixed text, and the connection stays usable.
+"""Each invalid request over HTTP gets a fixed text, and the connection stays usable.
 
 The tests send every request in both protocols, once on the fast path and once through FastAPI's route. FastAPI's route
 serves paths with a percent-encoded letter.

@@ -1,4 +1,4 @@
-"""TLS at a real server: certificates of servers and clients, changed files, workers, and the health check."""
+"""Tests TLS on a real server: certificates of servers and clients, changed files, workers, and the health check."""
 
 from __future__ import annotations
 

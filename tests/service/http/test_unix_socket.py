@@ -1,4 +1,4 @@
-"""A server on a Unix socket, with real clients: httpx, and `foldserve health`."""
+"""Tests a server on a Unix socket with real clients: httpx, and `foldserve health`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several worker processes on one socket: their start, their stop, and the replacement of a dead worker."""
+"""Tests several worker processes on one socket: their start, their stop, and the replacement of a dead worker."""
 
 from __future__ import annotations
 

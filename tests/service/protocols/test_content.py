@@ -1,4 +1,4 @@
-"""The encodings of a body and the preferences of a client, read from headers."""
+"""Tests how headers give the encoding of a body and the preferences of a client."""
 
 from __future__ import annotations
 

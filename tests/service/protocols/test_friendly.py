@@ -1,4 +1,4 @@
-"""The friendly protocol: a body becomes exact rows, or a refusal that names the place and never echoes the input."""
+"""In the friendly protocol, a body becomes exact rows, or a refusal that names the place and never echoes the input."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""The friendly protocol without JSON: raw float32 requests and responses, Arrow responses, and the format that a client
-prefers."""
+"""Tests the friendly protocol without JSON: raw float32 requests and responses, Arrow responses, and the format that a
+client prefers.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Arrays longer than simdjson can count, in every place of a request. The server refuses requests with these long
-arrays, and still answers other requests.
+"""Tests arrays that are longer than simdjson can count, in every place of a request. The server refuses requests with
+these long arrays, and still answers other requests.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol: valid tensors and parameters are read, and invalid ones are refused.
+"""The Open Inference Protocol reads valid tensors and parameters, and refuses invalid ones.
 
 The tests write and read the bytes themselves. The tests of the datatypes are in test_oip_tensors.py.
 """

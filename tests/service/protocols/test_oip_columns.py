@@ -1,4 +1,5 @@
-"""The Open Inference Protocol with a tensor for each column. The oracle is the friendly protocol with the same values.
+"""Tests the Open Inference Protocol with a tensor for each column. The same values in the
+friendly protocol give the expected rows.
 
 The tests write the tensors as KServe's and MLServer's clients write data frames. tests/clients has these clients.
 """

@@ -1,4 +1,5 @@
-"""The Open Inference Protocol's datatypes. A value in JSON or in bytes becomes the nearest float32, or is refused.
+"""Tests the datatypes of the Open Inference Protocol. A value in JSON or in bytes becomes the nearest float32, or is
+refused.
 
 `struct` writes the bytes. A BF16 number is the upper half of a float32.
 """
@@ -141,7 +142,7 @@ def test_an_integer_past_its_datatype_is_refused(datatype: str, way: str) -> Non
     low, high = INTEGERS[datatype]
     value = {"below": low - 1, "above": high + 1, "far below": -(10**300), "far above": 10**300}[way]
     if (datatype, way) == ("INT64", "below"):
-        value = -(2**63) - 2**11  # the next double below -2**63, because smaller integers are read as doubles
+        value = -(2**63) - 2**11  # integers below -2**63 are read as doubles, and this is the next double
     text = f"'input' holds a value that is out of the range of {datatype}"
     assert refusal(as_json, datatype, 0, value) == text
     assert refusal(as_json, datatype, value, 0) == text

@@ -1,5 +1,5 @@
-"""The parameters in the query of a prediction's URL. Every form of the answer has the same values as the plain answer.
-A wrong query is refused.
+"""Tests the parameters in the query of a prediction's URL. Every form of the answer has the same values as the plain
+answer. A wrong query is refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The population stability index and its judgement, against SciPy and NumPy."""
+"""Compares the population stability index and its judgement with SciPy and NumPy."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_chance_alone_is_no_drift_whether_few_rows_are_live_or_in_training() -> 
     for found, name in ((few_live, "too few rows"), (few_training, "too few training rows")):
         assert {each.state for each in found} == {"stable", name}
     beyond = [each.psi > each.noise for each in few_live if each.psi is not None and each.noise is not None]
-    assert sum(beyond) <= 3  # on average, 0.2 of 200 indices exceed the noise
+    assert sum(beyond) <= 3  # of these 200 indices, 0.2 exceed their noise on average
 
 
 def test_a_category_that_training_has_not_seen_has_a_bin_of_its_own() -> None:

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over gRPC, on a real server. The oracle is the same request over HTTP.
+"""Tests the Open Inference Protocol over gRPC, on a real server. The oracle is the same request over HTTP.
 
 tests/clients has the clients of Triton and KServe.
 """

@@ -1,4 +1,4 @@
-"""The runner for CUDA: the graph that each run uses, the order of the runs, and the error for each failure.
+"""Tests the runner for CUDA: the graph that each run uses, the order of the runs, and the error for each failure.
 
 The tests simulate the GPU in the host's memory. The tests in tests/gpu use a real GPU.
 """

@@ -1,4 +1,4 @@
-"""The calls to the CUDA runtime, tested with a library in C that uses host memory as device memory.
+"""Tests the calls to the CUDA runtime with a library in C that uses host memory as device memory.
 
 The library checks whether each argument obeys CUDA's documentation. The tests in tests/gpu run the same code on a GPU.
 """

@@ -1,4 +1,4 @@
-"""A server whose GPU runs out of memory or fails: the responses to clients, and how the server ends."""
+"""Tests a server whose GPU runs out of memory or fails: the responses to clients, and how the server ends."""
 
 from __future__ import annotations
 

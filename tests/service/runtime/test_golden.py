@@ -193,8 +193,8 @@ def test_golden_outputs_within_the_tolerance_are_accepted(models: Path) -> None:
 
 
 def test_a_model_whose_output_depends_on_other_rows_is_refused() -> None:
-    # The model computes twice the value minus the batch's mean. The output is right for a batch of one row, and wrong
-    # for a batch of two different rows.
+    # For each value, the model computes 2 * value - (mean of the batch). The output is right for a batch of one row,
+    # and wrong for a batch of two different rows.
     model = onnx_model(
         [
             helper.make_node("MatMul", ["input", "w"], ["own"]),

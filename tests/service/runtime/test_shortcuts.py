@@ -1,4 +1,5 @@
-"""The shortcuts of the CUDA runner keep the function of a model. If a check fails, the shortcuts are turned off.
+"""The shortcuts of the CUDA runner do not change the function that a model computes. If a check fails, the shortcuts
+are turned off.
 
 The tests in tests/cuda_harness run the shortcuts with ONNX Runtime's own CUDA provider.
 """

@@ -1,4 +1,6 @@
-"""Formats and dialects of tables: separators, encodings, spreadsheets, JSON lines, Arrow, several files, and stdin."""
+"""Tests formats and dialects of tables: separators, encodings, spreadsheets, JSON lines, Arrow, several files, and
+stdin.
+"""
 
 import gzip
 import io

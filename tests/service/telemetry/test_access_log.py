@@ -1,4 +1,4 @@
-"""The access log of a real server, and the formats of the log. Each line of the JSON format is parsed."""
+"""Tests the access log of a real server, and the formats of the log. Each line of the JSON format is parsed."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ SEEN = np.array([[-3.0] * 6, [2.9] * 6], np.float32)
 def networks():
     torch.manual_seed(0)
     network = build_mlp(6, 4, Architecture(hidden=(16, 16), placement="post"))
-    network(torch.randn(500, 6) * 2)  # the running statistics are not 0 and 1
+    network(torch.randn(500, 6) * 2)  # give the running statistics other values than 0 and 1
     network.eval()
     return network, fold(network).network
 

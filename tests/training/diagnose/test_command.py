@@ -1,4 +1,4 @@
-"""`foldserve-train diagnose`: its files, its lines, its refusals."""
+"""Tests `foldserve-train diagnose`: its files, its lines, its refusals."""
 
 import json
 import subprocess

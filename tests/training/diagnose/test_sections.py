@@ -50,7 +50,7 @@ def test_the_same_seed_gives_the_same_figures_except_latencies(tiny):
     again = run.diagnose(load(OWN.data), TINY, OWN)
     assert figures(again) == figures(tiny)
     first, second = build_sections(tiny)[1], build_sections(again)[1]
-    assert first == second  # the sentences, tables and pictures are the same
+    assert first == second  # all sentences, tables and pictures are equal
     other = run.diagnose(load(OWN.data), replace(TINY, seed=1), OWN)
     assert figures(other) != figures(tiny)
 

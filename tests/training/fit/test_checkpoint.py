@@ -1,4 +1,6 @@
-"""Checkpoints: a resumed run continues the interrupted run exactly. A file that does not fit the run is refused."""
+"""A run that resumes from a checkpoint continues the interrupted run exactly. A file that does not fit the run is
+refused.
+"""
 
 import signal
 import subprocess

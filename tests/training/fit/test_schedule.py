@@ -1,4 +1,4 @@
-"""Learning-rate schedules, compared with PyTorch's."""
+"""Compares the learning-rate schedules with PyTorch's."""
 
 import pytest
 import torch

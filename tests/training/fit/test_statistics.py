@@ -1,4 +1,4 @@
-"""Recomputed batch-norm statistics, compared with NumPy's."""
+"""Compares recomputed batch-norm statistics with NumPy's."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""The ONNX graph: its nodes, its interface, its bytes."""
+"""Tests the ONNX graph: its nodes, its interface, its bytes."""
 
 import numpy as np
 import onnx

@@ -1,4 +1,4 @@
-"""Inputs far from zero: folding changes the outputs by less than the tolerance of the certificate."""
+"""For inputs far from zero, folding changes the outputs by less than the tolerance of the certificate."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""A merged ensemble, compared with the mean of its unfolded members in float64."""
+"""Compares a merged ensemble with the mean of its unfolded members in float64."""
 
 import copy
 from collections import Counter, OrderedDict

@@ -183,6 +183,6 @@ def test_changed_bytes_never_give_a_traceback(
         for place in random.integers(0, len(content), 4):
             content[place] ^= 1 << int(random.integers(8))
         path.write_bytes(content[: len(content) if trial % 2 else int(random.integers(len(content)))])
-        # The import also fails if only unused bytes are damaged, because the command gives neither ranges nor a table.
+        # The import fails even if only unused bytes are damaged, because the command gives neither ranges nor a table.
         assert main(["import", str(path), "--name", "x", "--models", str(tmp_path / "models"), *flags]) == 1
         assert len(capsys.readouterr().err.splitlines()) == 1

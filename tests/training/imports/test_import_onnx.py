@@ -1,4 +1,4 @@
-"""`foldserve-train import` and `fold`: the bundle of a model of scikit-learn gives scikit-learn's own answers."""
+"""`foldserve-train import` and `fold` turn a scikit-learn model into a bundle that gives scikit-learn's own answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Random architectures: the folded model has the outputs of the original model in ONNX Runtime without optimisation."""
+"""For random architectures, the folded model has the outputs of the original model in ONNX Runtime without
+optimisation.
+"""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ from foldserve.training.imports.onnx_model import translate
 from foldserve.training.imports.onnx_values import Raw, Stacked
 from foldserve.training.imports.write import write_network
 
-# In onnx's test cases, the operators below compute without rows, or combine several tensors. The graphs below use the
-# operators as models do.
+# In onnx's test cases, the operators below use tensors without rows, or combine several tensors. The graphs below use
+# the operators as models do.
 GRAPHS = {
     "Max": "y = Max (x, half)",
     "Min": "y = Min (half, x)",

@@ -1,4 +1,4 @@
-"""PyTorch modules and `.pt2` files: the folded network gives the outputs of the module in float64."""
+"""For PyTorch modules and `.pt2` files, the folded network gives the outputs of the module in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fitted scikit-learn pipelines: the folded network gives the outputs of predict_proba and predict."""
+"""For fitted scikit-learn pipelines, the folded network gives the outputs of predict_proba and predict."""
 
 from __future__ import annotations
 

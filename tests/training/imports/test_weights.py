@@ -1,4 +1,4 @@
-"""Imports of a file with PyTorch weights, together with a text file that lists the layers as PyTorch prints them.
+"""Tests imports of a file with PyTorch weights, together with a text file that lists the layers as PyTorch prints them.
 
 If the two files do not match, the command prints an error in one line.
 """

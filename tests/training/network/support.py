@@ -1,4 +1,4 @@
-"""Tables for the tests of encoding and standardisation, and the encoding by NumPy."""
+"""Tables for the tests of encoding and standardisation, and a NumPy version of the encoding."""
 
 from itertools import pairwise
 

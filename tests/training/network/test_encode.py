@@ -38,7 +38,7 @@ def chain_of(columns, seen, bins, outputs=3):
         )
     )
     with torch.no_grad():
-        network(torch.from_numpy(seen))  # the running statistics are not 0 and 1
+        network(torch.from_numpy(seen))  # give the running statistics other values than 0 and 1
     return network.eval()
 
 

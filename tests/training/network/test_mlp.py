@@ -1,4 +1,4 @@
-"""The layers of the batch-norm MLP, and their order."""
+"""Tests the layers of the batch-norm MLP, and their order."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The layout and the standardisation that are fitted to training rows, compared with NumPy."""
+"""Compares the layout and the standardisation, which are fitted to training rows, with NumPy."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Scores of arrays. Each score is compared with scikit-learn's score, or with the definition of the score."""
+"""Tests the scores of arrays. Each score is compared with scikit-learn's score, or with the definition of the score."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ CLASSES = np.digitize(VALUES, [-2, 2])
 @given(st.integers(0, 2**32 - 1), st.integers(2, 5), st.integers(6, 60), st.sampled_from([1, 4, 50]))
 def test_the_metrics_of_a_classification_are_scikit_learn_s(seed, classes, rows, scale):
     generator = np.random.default_rng(seed)
-    logits = scale * generator.integers(-3, 4, (rows, classes))  # small integers give equal probabilities
+    logits = scale * generator.integers(-3, 4, (rows, classes))  # small integers, so that some probabilities are equal
     outputs = softmax(logits, 1).astype(np.float32)
     y = np.append(np.arange(classes), generator.integers(0, classes, rows - classes))
     exact = outputs.astype(np.float64) / outputs.sum(1, dtype=np.float64, keepdims=True)

@@ -1,4 +1,4 @@
-"""The contents of the report page. Every figure is compared with scikit-learn's figure or with plain arithmetic."""
+"""Tests the contents of the report page. Every figure is compared with scikit-learn's or with plain arithmetic."""
 
 from dataclasses import replace
 

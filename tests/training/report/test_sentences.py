@@ -1,4 +1,4 @@
-"""The lines for the terminal and the findings: each figure is compared with scikit-learn's."""
+"""Compares each figure in the findings and in the lines for the terminal with scikit-learn's."""
 
 from dataclasses import replace
 

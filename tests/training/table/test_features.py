@@ -1,4 +1,4 @@
-"""The features: kinds of columns, categories, missing values, and refused cells."""
+"""Tests the features: kinds of columns, categories, missing values, and refused cells."""
 
 import csv
 import io

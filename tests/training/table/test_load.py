@@ -1,4 +1,4 @@
-"""Loading a table and its test file: column names, notes, progress, and the hash."""
+"""Tests the loading of a table and its test file: column names, notes, progress, and the hash."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Tables with numbers in several notations.
+"""Tests tables with numbers in several notations.
 
 A column is read if one notation fits all its cells. A column is refused if its cells can be read as two different sets
 of numbers.

@@ -1,4 +1,4 @@
-"""Splits by class, by group and by time."""
+"""Tests splits by class, by group and by time."""
 
 import numpy as np
 import pytest
@@ -81,7 +81,7 @@ def test_no_group_is_in_two_parts(groups, seed):
     try:
         split = split_rows(made, test=0.2, validation=0.1, seed=seed)
     except DataError:
-        # In a regression, each part of the split needs at least two rows. So the split is refused if there are fewer
+        # In a regression, each part of the split needs at least two rows, so the split is refused if there are fewer
         # than three groups, or if a group has only one row.
         assert len(set(groups)) < 3 or min(groups.count(group) for group in groups) < 2
         return

@@ -1,4 +1,4 @@
-"""The columns that give each row's group and time."""
+"""Tests the columns that give each row's group and time."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The target: its task, its labels, and the labels of a test file."""
+"""Tests the target: its task, its labels, and the labels of a test file."""
 
 from dataclasses import replace
 

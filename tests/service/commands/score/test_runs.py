@@ -1,4 +1,4 @@
-"""Runs of `foldserve score`: interruptions, refusals of the command, and the files that are left behind."""
+"""Tests runs of `foldserve score`: interruptions, refusals of the command, and the files that are left behind."""
 
 import os
 import resource

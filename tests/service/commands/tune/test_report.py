@@ -1,4 +1,4 @@
-"""The settings file that tuning writes."""
+"""Tests the settings file that `foldserve tune` writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`foldserve tune` as a person runs it: its output, its file, its refusals, and a server that uses the file."""
+"""Tests `foldserve tune` as a person runs it: its output, its file, its refusals, and a server that uses the file."""
 
 from __future__ import annotations
 
