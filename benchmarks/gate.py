@@ -150,7 +150,7 @@ def _count(request: bytes, requests: int) -> int:
 
 
 def _port(server: subprocess.Popen[str]) -> int:
-    """Return the port, once the server announces it."""
+    """Wait until the server announces its port, and return the port."""
     output = ""
     for line in server.stdout or ():
         output += line

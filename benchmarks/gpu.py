@@ -212,7 +212,7 @@ def _kernels(bench: Bench) -> None:
 
 
 def _cudnn(bench: Bench) -> None:
-    """Run both models in a process that does not load torch, and so does not load torch's cuDNN.
+    """Run both models in a process that loads neither torch nor torch's cuDNN.
 
     If a model fails, the report shows the reason.
     """

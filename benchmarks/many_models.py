@@ -1,9 +1,9 @@
 """Measures one foldserve process with many models: `python benchmarks/many_models.py [--models 1,100,1000]`.
 
 Each model is a copy of digits under another name. The program measures the start: the time until the server is ready,
-and its memory. The program measures requests of one row to all models in turn, and requests for the documents that list
-the models. The program also measures the processor time of an idle minute, the time to add a model, and the time to
-stop.
+and its memory. The program measures predictions of one row, which it sends to all models in turn, and requests for the
+documents that list the models. The program also measures the processor time of an idle minute, the time to add a model,
+and the time to stop.
 """
 
 from __future__ import annotations

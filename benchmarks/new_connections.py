@@ -22,7 +22,7 @@ LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\
 
 
 def prediction() -> bytes:
-    """Return the bytes of a request for the prediction of one row of digits."""
+    """Return the bytes of a request that predicts one row of digits."""
     manifest = json.loads((ROOT / "models/digits/1/manifest.json").read_text())
     body = json.dumps({"instances": manifest["golden"]["inputs"][:1]}).encode()
     return b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)

@@ -31,7 +31,7 @@ _RECOVERY_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Figures:
-    """The outcomes of the rounds of one measurement.
+    """The results of all rounds of one measurement.
 
     peak_s: the processor time of the server in the round `peak`, in seconds.
     overload_s: the processor time of the server in the round `overload`, in seconds.
@@ -156,8 +156,8 @@ def _retry_after(outcome: Outcome) -> str:
 
 
 def _per_processor_second(figures: Figures) -> str:
-    """For the overload, return the number of good responses per second of the server's processor time, and the same
-    figure as a share of the peak.
+    """Return how many good responses the server sent in the overload per second of its processor time, and this figure
+    as a share of the peak.
 
     Other programs on the machine do not affect the processor time of the server.
     """

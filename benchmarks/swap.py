@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def make(folder: Path) -> Path:
-    """Make the next version of digits under a temporary name. Later, a swap only renames this folder."""
+    """Make the next version of digits under a temporary name. A later swap only renames this folder."""
     whole = bundle.read(ROOT / "models" / "digits" / "1")
     return bundle.write(folder, "digits", whole.model, lambda n: whole.manifest.model_copy(update={"version": n})).path
 
@@ -65,8 +65,8 @@ def make(folder: Path) -> Path:
 def measure(
     port: int, made: list[Path], target: Path, seconds: int, clients: int
 ) -> tuple[dict[bool, list[float]], int]:
-    """Return the latencies, and the number of versions. The latencies during seconds with a swap have the key True, and
-    those during quiet seconds have the key False.
+    """Return the latencies, and the number of versions that answered. The latencies during seconds with a swap have the
+    key True, and those during quiet seconds have the key False.
     """
     samples: list[tuple[float, float, bytes]] = []
     stop = threading.Event()

@@ -144,7 +144,7 @@ def test_the_record_sees_the_start_of_the_server(audited: Audited) -> None:
 
 
 def harmless(event: str, path: str) -> bool:
-    """Return whether the event only imports a module or measures the process."""
+    """Return true if the event only reads files for an import or for a measurement of the process."""
     readable = (sys.prefix, sys.base_prefix, str(ROOT / "service"), str(ROOT / "foldserve"), "/proc/", "/sys/")
     return event in {"open", "os.listdir", "os.scandir"} and path.startswith(readable)
 

@@ -1,7 +1,7 @@
 """Serves the model with granian, with one worker: `python serve_granian.py PORT MODEL fastapi|rsgi`.
 
-`fastapi` is the application of serve_fastapi.py on granian's ASGI. `rsgi` uses granian's own interface, RSGI, and
-orjson, without a framework. According to granian's documentation, RSGI is its fastest interface.
+`fastapi` runs the application of serve_fastapi.py on granian's ASGI interface. `rsgi` uses granian's own interface,
+RSGI, and orjson, without a framework. According to granian's documentation, RSGI is its fastest interface.
 """
 
 from __future__ import annotations

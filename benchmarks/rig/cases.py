@@ -25,7 +25,7 @@ JSON_LOADS = (ROW, SINGLE, TABLE)
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A protocol in which a contender is measured.
+    """One protocol of a contender, as the benchmark measures it.
 
     In `path`, {index} stands for the position of the load's number of rows in `bodies.COUNTS`.
     """

@@ -21,7 +21,7 @@ _CHUNK = 50_000
 def write_table(path: Path, rows: int, columns: int = COLUMNS, seed: int = 0) -> None:
     """Write a CSV file with `columns` columns of numbers from 0.0000 to 9.9999, and a column `label`.
 
-    The label is the index of the largest of three weighted sums, as a letter. All numbers have the same number of
+    The label is a letter, which stands for the largest of three weighted sums. All numbers have the same number of
     characters, so that NumPy can compute the bytes of many rows together.
     """
     generator = np.random.default_rng(seed)

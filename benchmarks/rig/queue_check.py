@@ -38,8 +38,8 @@ _WARM_UP_SECONDS = 1.0
 _TOGETHER = 16
 _LONE_UTILISATION = 0.1
 _SIMULATED = 200_000
-# The real-time priorities of the server and of the load generator. If both wait for the same core, the load generator
-# runs first.
+# The real-time priorities of the server and of the load generator. If a server and the load generator wait for the same
+# core, the load generator runs first.
 _PRIORITIES = {"ordinary": (None, None), "real-time": (10, 20)}
 _HEADER = (
     "servers",
@@ -69,7 +69,7 @@ class Plan:
 
 
 def turn(plan: Plan) -> Replica:
-    """Measure the processor time of a turn.
+    """Measure the processor time that one turn takes.
 
     A load with 16 requests in flight measures the time that one more request adds to a turn. A request that arrives
     alone after a pause also takes the fixed part of a turn.
@@ -89,7 +89,7 @@ def turn(plan: Plan) -> Replica:
 
 
 def compare(plan: Plan, replica: Replica) -> str:
-    """Run both parts with both priorities. Return a table."""
+    """Run both parts with ordinary and with real-time priority. Return a table."""
     table: list[Row] = [_HEADER]
     everywhere = os.sched_getaffinity(0)
     for count in (1, 2):

@@ -3,7 +3,7 @@
 Assumptions: requests arrive at random (Poisson). The balancer sends each request to a random replica, and each replica
 gets a given share. A replica has one core, and does one turn after the other. A turn takes all waiting requests, but at
 most `max_batch`. The length of a turn is `fixed` plus `each` times the number of requests in the turn. All responses of
-a turn leave at the end of the turn. No request is refused, and transfers over the network take no time.
+a turn are sent at the end of the turn. No request is refused, and transfers over the network take no time.
 """
 
 from __future__ import annotations

@@ -62,7 +62,9 @@ class Deployed:
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Call `condition` repeatedly until it returns true. Each call asks another process and waits for the answer."""
+    """Call `condition` repeatedly until it returns true. `condition` waits for another process, so this loop does not
+    use a whole core.
+    """
     hung = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < hung, "it hangs"

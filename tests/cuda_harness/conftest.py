@@ -76,7 +76,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Build the stand-ins. Return the environment variables with which Python finds the stand-ins."""
+    """Build the stand-ins. Return the environment variables that let Python find the stand-ins."""
     return build(tmp_path_factory.mktemp("cuda"), site_packages())
 
 

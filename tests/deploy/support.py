@@ -54,7 +54,7 @@ RULES: list[dict[str, Any]] = [
 def until(condition: Callable[[], object]) -> None:
     """Call `condition` repeatedly until it returns true.
 
-    Each call asks another process and waits for the answer, so the loop does not spin.
+    `condition` asks another process and waits for its answer, so the loop does not spin.
     """
     hung = time.monotonic() + PATIENCE
     while not condition():

@@ -2,8 +2,8 @@
 
 The simulated GPU uses host memory as device memory. The sessions of the simulated GPU run on the CPU.
 
-Sessions read and write the simulated device memory, so a missing or late copy changes the outputs. As in CUDA, a capture
-records the work without doing the work. During a capture, an allocation or a wait is refused. The tests in
+Sessions read and write the simulated device memory, so a missing or late copy changes the outputs. As in CUDA, a
+capture records the work without doing the work. During a capture, an allocation or a wait is refused. The tests in
 tests/cuda_harness use ONNX Runtime's own CUDA provider without a GPU.
 """
 

@@ -21,7 +21,7 @@ _SETS = 2  # the number of sets of operands; the products use these sets in turn
 
 @dataclass
 class Peak:
-    """The product of [m, k] and [k, n] by torch.matmul. rates: floating-point operations per second, by round."""
+    """The product of [m, k] and [k, n] by torch.matmul. rates: floating-point operations per second in each round."""
 
     precision: Precision
     shape: tuple[int, int, int]
@@ -30,7 +30,7 @@ class Peak:
 
 @dataclass
 class Copies:
-    """The measured rates of a copy of `size` bytes. rates: bytes per second, by round."""
+    """The measured rates of a copy of `size` bytes. rates: the bytes per second in each round."""
 
     size: int
     what: str
@@ -48,8 +48,8 @@ def set_precision(precision: Precision) -> None:
 def matmul_shapes(square: int, batch: int, widths: Sequence[int]) -> list[tuple[int, int, int]]:
     """Return the shapes [m, k, n] of the measured products.
 
-    One product has large square matrices. Each of the other products multiplies a batch by the weights of one hidden
-    layer.
+    One product multiplies large square matrices. Each of the other products multiplies a batch by the weights of one
+    hidden layer.
     """
     layers = itertools.pairwise(widths[:-1])
     return [(square, square, square), *dict.fromkeys((batch, k, n) for k, n in layers)]

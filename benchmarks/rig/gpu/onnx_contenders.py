@@ -30,7 +30,7 @@ class _Ours(Contender):
 
 
 class OursGraphs(_Ours):
-    """foldserve's runtime, with its buckets captured as CUDA graphs."""
+    """Runs foldserve's runtime with a CUDA graph for each bucket."""
 
     name, title = "graphs", "foldserve"
 
@@ -39,7 +39,7 @@ class OursGraphs(_Ours):
 
 
 class OursPlain(_Ours):
-    """foldserve's runtime without CUDA graphs."""
+    """Runs foldserve's runtime without CUDA graphs."""
 
     name, title = "plain", "foldserve, no graphs"
 

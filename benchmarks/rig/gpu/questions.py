@@ -222,7 +222,9 @@ def large() -> None:
 
 
 def _steps(rows: np.ndarray) -> None:
-    """Print the time of the copies on the host with 1 to 8 threads, of the copy to the device, and of the kernels."""
+    """Print the times of three steps: the copies on the host with 1 to 8 threads, the copy to the device, and the
+    kernels.
+    """
     stream = CudaStream()
     session = open_cuda(convert(network(WIDE), "fp32"), cuda_options(Options("cuda"), stream.address))
     source, target = stream.buffer(rows.shape), stream.buffer((len(rows), WIDE[-1]))

@@ -18,9 +18,9 @@ from rig.gpu.torch_contenders import Graphed
 from rig.report import NONE, Row, markdown, median_and_range, number, target_row
 
 # Targets.
-TORCH_RATIO = 1.2  # the target for foldserve's p50 of one row ÷ the p50 of PyTorch in a CUDA graph
+TORCH_RATIO = 1.2  # target for the ratio: p50 of one row in foldserve ÷ p50 in PyTorch with a CUDA graph
 PEAK_SHARE = 0.6
-GRAPH_GAIN = 2.0  # the target for the p50 without graphs ÷ the p50 with graphs
+GRAPH_GAIN = 2.0  # target for the ratio: p50 without graphs ÷ p50 with graphs
 GRAPH_GAIN_ROWS = 64  # the largest number of rows to which the target GRAPH_GAIN applies
 
 TITLES = {kind.name: kind.title for kind in CONTENDERS}
@@ -156,8 +156,8 @@ def _torch_ratios(results: Results, block: tuple[str, str]) -> list[float]:
 
 
 def _peak_rows(results: Results, block: tuple[str, str]) -> list[Row]:
-    """Write two rows with foldserve's rate as a share of the peak rate of matrix products. The first row counts the
-    whole time that a caller sees, including the copies. The second row counts only the time of the kernels.
+    """Write two rows that give foldserve's rate as a share of the peak rate of matrix products. The first row counts
+    the whole time that a caller sees, including the copies. The second row counts only the time of the kernels.
     """
     peak = highest(results.peaks, block[1])
     text, flops = (

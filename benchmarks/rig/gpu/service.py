@@ -66,7 +66,7 @@ LOADS = (
 
 @dataclass
 class Served:
-    """The results of one network in one precision under one load, by round.
+    """The results of each round for one network in one precision under one load.
 
     Latencies are in seconds, and rates in rows per second.
     """
@@ -81,7 +81,7 @@ class Served:
 
     @property
     def medians(self) -> list[float]:
-        """Median latency in seconds, by round."""
+        """The median latency of each round, in seconds."""
         return [median(one) for one in self.latencies]
 
     def percentile(self, share: float) -> float:

@@ -25,7 +25,7 @@ from rig.gpu.networks import TOLERANCES, Rows, distance
 from rig.gpu.onnx_contenders import OursGraphs, OursPlain
 
 T = TypeVar("T")
-_BATCHES = 3  # the number of batches; runs use all batches in turn, because a single batch would stay in a cache
+_BATCHES = 3  # the number of different batches; the runs use them in turn, because a single batch would stay in a cache
 _MIN_RUNS = 3  # the minimum number of runs of a contender in a round, even for a slow contender
 _MAX_RUNS = 4000
 _MIN_TAIL = 1.0  # a percentile is reported only if at least this many samples are above it
@@ -35,9 +35,9 @@ _MIN_TAIL = 1.0  # a percentile is reported only if at least this many samples a
 class Figures:
     """The measurements of one contender with one network, precision and batch size.
 
-    rounds: the seconds of each run from host memory to host memory, by round. error: the largest relative error
-    ||outputs - reference|| / ||reference|| of all checks. device_s: the seconds of the computation alone, from CUDA
-    events; empty if the input can't stay on the device.
+    rounds: for each round, the seconds of each run from host memory to host memory. error: the largest relative error
+    ||outputs - reference|| / ||reference|| of all checks. device_s: the seconds of the computation alone, measured by
+    CUDA events; empty if the input can't stay on the device.
     """
 
     network: str
@@ -50,12 +50,12 @@ class Figures:
 
     @property
     def medians(self) -> list[float]:
-        """Median seconds of one run, by round."""
+        """The median seconds of a run in each round."""
         return [median(samples) for samples in self.rounds]
 
     @property
     def rates(self) -> list[float]:
-        """Rows per second, by round."""
+        """The rows per second in each round."""
         return [self.batch * len(samples) / sum(samples) for samples in self.rounds]
 
     def percentile(self, share: float) -> float:
@@ -262,7 +262,7 @@ def _run_repeatedly(run: Callable[[Rows], Any], batches: Sequence[Rows], seconds
 def time_on_device(work: Callable[[], Any], device: Device, rounds: int, seconds: float) -> list[float]:
     """Queue `work` repeatedly.
 
-    Return the mean seconds of one call, by round. CUDA events before and after many calls measure the time.
+    For each round, return the mean seconds of one call. CUDA events before and after many calls measure the time.
     """
     work()
     once = _time_calls(work, device, 1)

@@ -23,7 +23,7 @@ _LARGE_COPY = 2**20  # for at least this number of bytes, torch's copy with seve
 
 
 class _Torch(Contender):
-    """PyTorch with the folded network.
+    """Runs the folded network in PyTorch.
 
     PyTorch gets the folded network because it is faster than the unfolded network.
     """
@@ -41,7 +41,7 @@ class _Torch(Contender):
 
 
 class Eager(_Torch):
-    """PyTorch in its default mode."""
+    """Runs PyTorch in its default mode."""
 
     name, title = "eager", "PyTorch, eager"
 
@@ -153,7 +153,7 @@ class _Graph:
 
 
 class Graphed(_Staged):
-    """PyTorch's kernels and both copies in one CUDA graph.
+    """Runs PyTorch's kernels and both copies in one CUDA graph.
 
     Of the contenders that a user can write with little effort, this contender is the fastest.
     """
@@ -182,7 +182,7 @@ class Graphed(_Staged):
 
 
 class GraphedAround(Graphed):
-    """PyTorch's kernels in a CUDA graph. The copies are queued before and after the graph."""
+    """Runs PyTorch's kernels in a CUDA graph. The copies are queued before and after the graph."""
 
     name, title = "torch_around", "PyTorch, CUDA graph, copies outside"
 

@@ -36,7 +36,7 @@ class Cost:
 
 @dataclass
 class Seconds:
-    """The latencies of the requests of one priority."""
+    """The latencies of all requests with one priority."""
 
     accepted: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)

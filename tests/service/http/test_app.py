@@ -67,7 +67,7 @@ def client(served: Served) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def expected(digits: bundle.Bundle) -> np.ndarray:
-    """The outputs of ONNX Runtime alone for `ROWS`."""
+    """The outputs that ONNX Runtime alone computes for `ROWS`."""
     return oracle(digits.model)(ROWS)
 
 

@@ -52,7 +52,7 @@ def requests(draw: strategies.DrawFn) -> tuple[bytes, bytes]:
 
 
 def read(packets: Sequence[bytes], heads: Heads) -> list[tuple[bytes, bytes]]:
-    """For each request, return all its bytes, and its body alone."""
+    """For each request, return the bytes of the whole request, and the bytes of its body."""
     reader, body, raw = HeadReader(heads), None, b""
     found = []
     for packet in packets:

@@ -148,7 +148,7 @@ def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Awaitable[None]], 
 
 Run = Callable[[Awaitable[None]], None]
 
-# Forwarded requests, each with the parts in which the inner protocol writes the response.
+# Forwarded requests. For each request, the list has the parts of the response that the inner protocol writes.
 FORWARDED: Mapping[str, tuple[bytes, list[bytes]]] = {
     "no body": (request("GET", "/a"), [OK]),
     "counted": (request("POST", "/b", body=b"\r\n\r\n" * 9), [OK[:20], OK[20:]]),

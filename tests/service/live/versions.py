@@ -18,7 +18,7 @@ BODY = b'{"instances": [[1, 3]]}'
 
 
 def answer_of(version: int) -> float:
-    """Return the prediction of a version for BODY."""
+    """Return the prediction that a version gives for BODY."""
     return 2.0 + 100 * version
 
 

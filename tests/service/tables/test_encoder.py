@@ -29,7 +29,9 @@ JSON = {b"content-type": b"application/json"}
 
 
 def answers(features, rows):
-    """Post each row alone. Return the numbers that the server reads, and the server's reasons for refused rows."""
+    """Post each row in its own request. Return the numbers that the server reads, and the server's reasons for refused
+    rows.
+    """
     codec, read, refused = FriendlyCodec(manifest(features=features), max_rows=10), [], {}
     for place, row in enumerate(rows):
         try:

@@ -144,8 +144,8 @@ def test_a_refusal_of_fold_says_how_far_the_original_in_float32_is(tmp_path, cap
 
 
 def sensitive_model(size):
-    """A model that subtracts two values of about `size`, whose difference is about 1. In float32, values of about
-    `size` lose the digits below 1e-7 * `size`.
+    """A model that subtracts two values. Both values are about `size`, and their difference is about 1. In float32,
+    values of about `size` lose the digits below 1e-7 * `size`.
     """
     model = Model(2)
     model.add("Gemm", np.array([[1, 1], [1, -1]], np.float32), np.array([size, size], np.float32))

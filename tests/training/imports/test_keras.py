@@ -210,7 +210,7 @@ def test_models_that_call_each_other_are_bounded(tmp_path: Path) -> None:
         return {"args": [{"class_name": "__keras_tensor__", "config": history}], "kwargs": {}}
 
     def nest(config: dict[str, Any]) -> None:
-        """Each level calls the level below four times: 4^12 calls."""
+        """Each level calls the level below four times, which gives 4^12 calls."""
         source = {**layer(config, 0), "name": "i", "inbound_nodes": []}
         inner = {"module": "keras.layers", "class_name": "Dropout", "config": {"name": "drop"}}
         for _ in range(12):

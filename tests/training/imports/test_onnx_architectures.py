@@ -20,7 +20,8 @@ COLUMNS = 5
 def networks(draw):
     """A network of one to three blocks.
 
-    A block has a batch norm before or after its activation, a skip connection, or three members whose mean it returns.
+    A block has a batch norm before or after its activation, or a skip connection, or it returns the mean of three
+    members.
     """
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     model = Model(COLUMNS)
