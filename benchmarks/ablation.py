@@ -80,8 +80,8 @@ def _measure(tables: Sequence[Table], seeds: int, core: int) -> tuple[Fits, dict
 
 
 def report(fits: Fits) -> str:
-    """Write a row for each variant. Each row has the means over all tables and seeds, and the number of runs with a
-    worse metric than `best`.
+    """Write a row for each variant. Each row has the means over all tables and seeds, and the number of runs in which
+    the metric is worse than that of `best`.
     """
     rows: list[Row] = [("", "accuracy", "log loss", "higher than best's", "R2", "lower than best's", "s per fit")]
     for name in VARIANTS:

@@ -1,5 +1,5 @@
-"""Measures what two features cost, the count of rows for drift and the store of predictions for labels: `python
-benchmarks/drift.py`; needs wrk.
+"""Measures the cost of counting rows for drift and of storing predictions for labels: `python benchmarks/drift.py`;
+needs wrk.
 
 The program compares processor times and rates as observability.py does. In each round, the servers get the same load,
 one server after the other.

@@ -4,8 +4,8 @@ One run has four parts. The first part of the run measures the limits of the har
 copies between host and device. The second part of the run checks the contenders, times them in turns from host memory
 to host memory, and checks them again. The third part of the run measures the kernels and the time that folding saves.
 The last part of the run measures the service over HTTP. `--part service` runs only the last part, and `--part runtime`
-runs only the other three. `--dry` runs everything on the CPU with tiny sizes. A run with `--dry` tests the program and
-measures nothing.
+runs only the other three parts. `--dry` runs everything on the CPU with tiny sizes. A run with `--dry` tests the
+program and measures nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""From a CSV file to the answers of a server: kinds of columns, missing values, numbers far from zero, and metrics."""
+"""Tests the way from a CSV file to the answers of a server: kinds of columns, missing values, numbers far from zero,
+and metrics.
+"""
 
 import contextlib
 import csv

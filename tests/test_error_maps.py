@@ -39,7 +39,7 @@ def tree(package: str) -> dict[str, re.Match[str]]:
 
 
 def created(file: Path) -> Iterator[str]:
-    """Yield the names of the classes that `file` calls, or raises without a call.
+    """Yield the name of each class that `file` calls, or that it raises without a call.
 
     A module may create an error that another module raises, or that is passed to a callback. The test looks for the
     module that creates the error.

@@ -1,4 +1,4 @@
-"""Gives the cores of this process. Runs a program on one core, and measures its processor time, memory and output."""
+"""Finds the cores of this process. Runs a program on one core, and measures its processor time, memory and output."""
 
 from __future__ import annotations
 

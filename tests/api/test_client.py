@@ -172,7 +172,7 @@ def test_a_large_frame_is_sent_in_chunks_on_one_connection(connect, server, mode
     assert sizes == [100, 100, 100, 44]  # the server allows 100 rows
     assert len(client.wire.connections) == 1
     client.predict(penguins[:5])
-    # One GET asks for the manifest, and one GET for the limit of rows.
+    # One GET asks for the manifest, and another GET asks for the limit of rows.
     assert [request.method for request in client.wire.sent].count("GET") == 2
 
 

@@ -56,7 +56,7 @@ def run(*command: str, given: str, folder: Path, path: Path | None = None) -> st
 
 
 def rounded(text: str) -> str:
-    """Round numbers to four decimals, which are equal on every machine, and collapse spaces."""
+    """Round numbers to four decimals, because later decimals differ between machines, and collapse spaces."""
     return " ".join(re.sub(r"\d+\.\d+", lambda found: f"{float(found[0]):.4f}", text).split())
 
 

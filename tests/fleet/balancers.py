@@ -23,11 +23,10 @@ PORT = 8443
 class Balancer:
     """A load balancer.
 
-    configure: a function that writes the balancer's files, and returns the balancer's command line.
-    drain_delay: for this number of seconds after SIGTERM, a server still accepts requests.
-    most_rows: the number of rows of the largest request that the balancer can repeat.
-    read_tried: a function that reads the header X-Tried. The function returns the address of the server that answered,
-    and the number of retries.
+    configure: a function that writes the balancer's files, and returns the balancer's command line. drain_delay: the
+    number of seconds after SIGTERM in which a server still accepts requests. most_rows: the number of rows of the
+    largest request that the balancer can repeat. read_tried: a function that reads the header X-Tried. The function
+    returns the address of the server that answered, and the number of retries.
     """
 
     name: str

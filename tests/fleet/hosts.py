@@ -86,7 +86,7 @@ def _plug(host: Host, first: Host) -> None:
     ip("-n", name, "addr", "add", f"{host.address}/24", "dev", "eth0")
     ip("-n", name, "link", "set", "eth0", "up")
     # If a router is between the balancer and a host, the balancer gets no answer at all from a host that is cut off. On
-    # one network, the balancer would get an error at once, because it can't look up the host's hardware address. A
-    # fixed ARP entry for the address of each host prevents this error.
+    # one network, the balancer would get an error immediately, because it can't look up the host's hardware address. A
+    # fixed ARP entry for each host's address prevents such errors.
     (device,) = json.loads(ip("-n", name, "-json", "link", "show", "eth0"))
     ip("-n", first.namespace, "neigh", "replace", host.address, "lladdr", device["address"], "dev", "switch")

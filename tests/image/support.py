@@ -60,7 +60,7 @@ class Ended:
 
 
 def one_line(done: Ended, *expected: str) -> bool:
-    """Return whether a program exited with 1 and wrote one line to standard error that contains every expected text."""
+    """Return true if a program exited with 1, and wrote only one line, with every expected text, to standard error."""
     lines = done.stderr.splitlines()
     return done.status == 1 and len(lines) == 1 and all(text in lines[0] for text in expected)
 

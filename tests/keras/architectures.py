@@ -55,7 +55,9 @@ def _apply(draw: st.DrawFn, value: Any) -> Any:
 
 @st.composite
 def model(draw: st.DrawFn) -> Any:
-    """Draw a Sequential or Functional model with random weights. The model's output is one value or probabilities."""
+    """Draw a Sequential or Functional model with random weights. The model's output is either one value, or a
+    probability for each class.
+    """
     features, classes = draw(st.integers(1, 4)), draw(st.integers(1, 3))
     end = layers.Dense(classes, "softmax" if classes > 1 else draw(st.sampled_from(["linear", "sigmoid"])))
     if draw(st.booleans()):

@@ -1,4 +1,6 @@
-"""A real server refuses broken models. The other models serve, and every interface names the refused models."""
+"""A real server refuses broken models. The other models answer requests, and every interface names the refused
+models.
+"""
 
 from __future__ import annotations
 

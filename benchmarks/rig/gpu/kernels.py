@@ -65,7 +65,7 @@ def count(events: Sequence[dict[str, Any]], runs: int) -> tuple[float, float, fl
 def _busy_time(events: Sequence[dict[str, Any]]) -> float:
     """Return the total time during which at least one event runs.
 
-    Events on two streams may overlap. The function counts the time of an overlap only once.
+    Events on two streams may overlap. If events overlap, the function counts this time only once.
     """
     total, until = 0.0, float("-inf")
     for start, end in sorted((float(x["ts"]), float(x["ts"]) + float(x["dur"])) for x in events):

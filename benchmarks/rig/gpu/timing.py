@@ -66,7 +66,7 @@ class Figures:
 
 @dataclass
 class BitComparison:
-    """Whether the outputs with and without CUDA graphs have the same bits, by batch size."""
+    """For each batch size, whether the outputs with and without CUDA graphs have the same bits."""
 
     network: str
     precision: Precision
@@ -77,9 +77,9 @@ class BitComparison:
 class Block:
     """One network in one precision, and the contenders that could open it.
 
-    seconds: the time of one contender in one round. note: called with a contender's title and the reason for its
-    failure. spent: the seconds that each contender has spent on compiling so far. compiling: the limit that `spent` may
-    not exceed. A contender that has reached the limit compiles nothing more.
+    seconds: how long one contender is measured in one round. note: called with a contender's title and the reason for
+    its failure. spent: the seconds that each contender has spent on compiling so far. compiling: the limit that `spent`
+    may not exceed. A contender that has reached the limit compiles nothing more.
     """
 
     setting: Setting
@@ -179,8 +179,8 @@ class Block:
     def compare_bits(self, batches: Sequence[int]) -> BitComparison:
         """Compare the outputs with and without CUDA graphs bit by bit, on new rows.
 
-        A graph always computes all rows of its size. The run without graphs gets exactly as many rows, because cuBLAS
-        may choose a different kernel for a different number of rows.
+        A graph always computes all rows of its size. The run without graphs gets as many rows as the graph, because
+        cuBLAS may choose a different kernel for a different number of rows.
         """
         found = BitComparison(self.setting.network.title, self.setting.precision)
         by_name = {contender.name: contender for contender in self.opened}

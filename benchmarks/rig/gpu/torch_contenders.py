@@ -100,7 +100,8 @@ class _Compiled(_Staged):
         self._plain = self._compute
 
     def prepare(self, batch: int) -> None:
-        # The code is compiled for one batch size only, because Inductor uses no CUDA graph in code for all sizes.
+        # The code is compiled for one batch size only, because Inductor uses no CUDA graph in code that handles all
+        # sizes.
         self._compute = torch.compile(self._plain, mode=self.mode, dynamic=False, fullgraph=True)
         super().prepare(batch)
         for _ in range(_WARM_UPS):  # in its second run, the compiled code captures a CUDA graph

@@ -1,6 +1,6 @@
 """A bundle is written completely or not at all.
 
-The reader makes every check, and refuses a damaged bundle with the reason.
+The reader makes every check, and gives the reason when it refuses a damaged bundle.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def test_600_random_flips_do_not_change_the_meaning_of_a_manifest(digits: bundle
             refused += 1
             continue
         assert (found.manifest, found.digest) == (digits.manifest, digits.digest)
-    assert refused > 400  # most accepted flips turn a space into another white-space character
+    assert refused > 400  # most flips that are accepted turn one white-space character into another
 
 
 def test_a_flip_in_the_seal_is_refused(folder: Path) -> None:

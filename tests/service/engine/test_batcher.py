@@ -790,7 +790,7 @@ class Batching(RuleBasedStateMachine):
         if arrival.cancelled:
             self._cancel(waiting)
 
-    # The rules of this class have no preconditions. The speed of the machine decides whether a run is held, so a
+    # The rules of this class have no preconditions. The speed of the machine decides whether the gate holds a run, so a
     # precondition could make the examples depend on this speed.
 
     @rule(number=strategies.integers(1, 12))

@@ -478,7 +478,7 @@ def test_an_unsupported_content_encoding_is_refused(encodings: list[str], served
 
 
 def test_a_content_length_above_the_limit_is_refused_before_the_body_is_read(served: Served) -> None:
-    # The client sends no byte of the body, so the server has answered without the body.
+    # The client sends no byte of the body, so the server must answer without it.
     answer = served.send("POST", PREDICT, f"Content-Length: {MAX_BODY + 1}")
     assert error(answer, 413) == f"the body is larger than {MAX_BODY} bytes"
 

@@ -102,7 +102,7 @@ class Talk:
         return self
 
     def has_news(self) -> bool:
-        """Return whether there are bytes to read or the stream has ended."""
+        """Return true if there are bytes to read, or if the stream has ended."""
         return bool(select.select([self.socket], [], [], 0)[0])
 
     def answer(self, *, body: bool = True) -> Answer:
@@ -169,7 +169,7 @@ def until_queued(server: Served, count: int) -> None:
 
 @pytest.mark.parametrize("path", [HOT, APP, INDEX])
 def test_a_content_length_over_the_limit_is_refused_before_the_body(path: str, talk: Talk) -> None:
-    # The body is never sent, so the server has answered without the body.
+    # The client never sends the body, so the server must answer without it.
     talk.send(request("POST", path, f"Content-Length: {MAX_BODY + 1}"))
     assert talk.refusal(413, closes=path == HOT) == f"the body is larger than {MAX_BODY} bytes"
 
@@ -243,7 +243,7 @@ def test_trailers_have_the_limit_of_a_head(piece: bytes, path: str, talk: Talk) 
             break
         talk.send(piece)
     if path == "/nowhere":
-        assert talk.is_over()  # the server had answered before the trailers were too large
+        assert talk.is_over()  # the server had answered before the trailers became too large
     else:
         talk.refusal(431)
 

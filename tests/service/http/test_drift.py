@@ -196,7 +196,7 @@ def test_keys_need_their_scopes_and_an_operator_begins_the_window_again(tmp_path
         def ask(scope: Scope, method: str, path: str, body: bytes = b"") -> Answer:
             return server.send(method, f"/v1/models/roots{path}", f"X-API-Key: {keys[scope][0]}", body=body)
 
-        # The server makes the ids of the predictions, because it has an access log.
+        # The server gives each prediction an id, because it writes an access log.
         answers = [ask(Scope.PREDICT, "POST", ":predict", b'{"instances": [[4, 0]]}') for _ in range(150)]
         made = [{"request_id": answer.headers["x-request-id"], "labels": [3]} for answer in answers]
         labelled = json.dumps({"feedback": made}).encode()

@@ -1,4 +1,4 @@
-"""Queries and left-out columns over HTTP: the fast path and FastAPI's route give the same answers."""
+"""Tests queries and left-out columns over HTTP: the fast path and FastAPI's route give the same answers."""
 
 from __future__ import annotations
 

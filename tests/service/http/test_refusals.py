@@ -129,7 +129,7 @@ NOT_JSON = {
 def test_a_body_that_is_not_json_is_refused(protocol: str, case: str, served: Served) -> None:
     answer = both_ways(served, PATHS[protocol].format("roots"), protocol, NOT_JSON[case][protocol])
     # The server cuts a large body into pieces before it parses them. If the body has no array of rows, the server may
-    # refuse it while it cuts.
+    # find this out while it cuts, and refuse the body.
     large = "22 nested" in case
     allowed = ("the body is not valid JSON, at character ", *(["the JSON has no array "] if large else []))
     assert error(answer, 400).startswith(allowed)

@@ -57,7 +57,7 @@ class Load:
             assert self.answered.acquire(timeout=PATIENCE)
 
     def outcomes(self) -> Counter[str]:
-        """Wait until the server has refused all clients. Return the number of requests by result."""
+        """Wait until the server has refused all clients. For each result, return the number of requests."""
         total: Counter[str] = Counter()
         for client in self._clients:
             total += client.result(PATIENCE)

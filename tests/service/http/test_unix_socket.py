@@ -42,7 +42,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def serving_on(path: Path, models: Path, *flags: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Start a server on a Unix socket. Yields the process of the server and the announcement of the server."""
+    """Start a server on a Unix socket. Yields the server's process and its announcement."""
     command = command_line("serve", "--models", models, "--uds", path, *flags)
     variables = environment()
     del variables["FOLDSERVE_ALLOWED_HOSTS"]

@@ -17,8 +17,8 @@ from tests.service.support import Served, serving
 
 INFER = "/v2/models/digits/infer"
 # simdjson counts an array's elements in a field of 24 bits. `as_list` allocates a list of the counted length, then
-# writes every element. With 4 million elements more than 24 bits can count, `as_list` writes 32 MB past the end of its
-# list.
+# writes every element. If an array has 4 million more elements than 24 bits can count, `as_list` writes 32 MB past the
+# end of its list.
 LONG = b"[" + b"0," * (2**24 + 2**22) + b"0]"
 PLACE = "the long array"
 

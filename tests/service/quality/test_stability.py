@@ -85,7 +85,7 @@ def test_chance_alone_is_no_drift_whether_few_rows_are_live_or_in_training() -> 
     for found, name in ((few_live, "too few rows"), (few_training, "too few training rows")):
         assert {each.state for each in found} == {"stable", name}
     beyond = [each.psi > each.noise for each in few_live if each.psi is not None and each.noise is not None]
-    assert sum(beyond) <= 3  # of these 200 indices, 0.2 exceed their noise on average
+    assert sum(beyond) <= 3  # on average, 0.2 of these 200 indices exceed their noise
 
 
 def test_a_category_that_training_has_not_seen_has_a_bin_of_its_own() -> None:

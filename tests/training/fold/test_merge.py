@@ -47,7 +47,9 @@ def preprocessing(*, encoded, far):
 
 
 def member(seed, layers, width, outputs, architecture):
-    """Build one member: the common layers, then layers with random weights and statistics, then a scaled output."""
+    """Build one member of the ensemble: the common layers, then layers with random weights and statistics, then a
+    scaled output.
+    """
     torch.manual_seed(seed)
     network = build_mlp(width, outputs, architecture)
     with torch.no_grad():

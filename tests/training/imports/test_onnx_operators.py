@@ -87,7 +87,7 @@ def collect(operator: str) -> list[TestCase]:
 
 
 def with_constants(case) -> tuple[onnx.ModelProto, np.ndarray]:
-    """Return the case, with constants instead of all inputs except the first.
+    """Return the case. Its first input stays an input, and all other inputs become constants.
 
     The first axis of the first input may have any length.
     """

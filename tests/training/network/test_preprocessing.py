@@ -35,7 +35,7 @@ def test_a_categorical_column_without_training_values_needs_encoding_too():
     ("values", "bins", "expected"),
     [
         ([5, 5, 5, 5], 8, 0),  # constant
-        ([0, 1, 0, 1], 8, 0),  # a single bin would only repeat the two values of this column
+        ([0, 1, 0, 1], 8, 0),  # a bin would add nothing to the two values of this column
         ([0, 0, 0, 0, 0, 0, 0, 1, 2], 2, 0),  # the median equals the minimum
         ([0, 1, 2], 2, 2),
         ([0, 1, 2], 0, 0),

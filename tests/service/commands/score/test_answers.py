@@ -43,7 +43,7 @@ def damaged(rows):
 
 @pytest.fixture(scope="module")
 def served(model, tmp_path_factory):
-    """Post the cells of the rows that are not bad, in one request. Return the answer of the server."""
+    """Post the cells of all good rows in one request. Return the answer of the server."""
     features = [feature.name for feature in bundle.read(model).manifest.features]
     posted = [
         {name: cell for name, cell in zip(COLUMNS, row, strict=True) if name in features}
