@@ -89,7 +89,7 @@ def paragraphs(text: str) -> Iterator[Block]:
 
 
 def sentences() -> Iterator[str]:
-    """Every sentence of the tracked files, as `file:line: sentence`."""
+    """Yield every sentence of the tracked files, as `file:line: sentence`."""
     git = ["git", "ls-files"]
     tracked = subprocess.run(git, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
     for name in sorted(tracked):

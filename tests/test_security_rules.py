@@ -28,7 +28,7 @@ from tests.service.support import MARKER, Answer, Served, foldserve, manifest, s
 ROOT = Path(__file__).parents[1]
 GOOD = b'{"instances": [[1, 3]]}'
 
-# Each module that fetches from the network, with the modules of this project that may import that module.
+# Each library module that fetches from the network, and the modules of this project that may import it.
 FETCHES = {
     "urllib.request": (),
     "http.client": ("service/commands/health.py", "service/commands/http_client.py"),
@@ -45,7 +45,7 @@ RUNS = {"eval", "exec", "torch.load", "torch.save", "pd.read_pickle", "os.system
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
-    """The syntax tree of each module of the package, by the module's path in the repository."""
+    """Yield the path and the syntax tree of each module of the package."""
     for folder in ("service", "training"):
         for file in (Path(package.__file__).parent / folder).rglob("*.py"):
             yield str(file.relative_to(Path(package.__file__).parent)), ast.parse(file.read_text(encoding="utf-8"))

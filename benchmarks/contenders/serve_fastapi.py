@@ -27,8 +27,8 @@ class Instances(BaseModel):
     instances: list[list[float]]
 
 
-# The handlers are `async def`. Without `async def`, FastAPI would use a thread for each request, which costs more than
-# the model on one core.
+# The handlers are `async def`. Without `async def`, FastAPI would use a thread for each request. On one core, the
+# thread would cost more than the model.
 @app.post("/predict")
 async def predict(body: Instances) -> dict[str, list[list[float]]]:
     """Compute the probabilities of the rows."""

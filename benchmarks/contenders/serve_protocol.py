@@ -36,7 +36,7 @@ class Constant(asyncio.Protocol):
         self.url = url
 
     def on_message_complete(self) -> None:
-        """Send the constant response, once the whole request has arrived."""
+        """When the whole request has arrived, send the constant response."""
         self.transport.write(RESPONSES[self.url])
 
 

@@ -71,8 +71,8 @@ class Plan:
 def turn(plan: Plan) -> Replica:
     """Measure the processor time that one turn takes.
 
-    A load with 16 requests in flight measures the time that one more request adds to a turn. A request that arrives
-    alone after a pause also takes the fixed part of a turn.
+    A load with 16 requests in flight measures the time that one more request adds to a turn. If a request arrives alone
+    after a pause, its time includes the fixed part of a turn.
     """
     with plan.serve(plan.cores[0]) as server:
         load = Load(server.port, _TOGETHER)

@@ -46,7 +46,7 @@ def name(code: str) -> str:
 
 
 def run(*command: str, given: str, folder: Path, path: Path | None = None) -> str:
-    """Run a command, with `path` before PATH. The command must write nothing to standard error."""
+    """Run a command whose PATH begins with `path`. The command must write nothing to standard error."""
     env = os.environ | ({"PATH": f"{path}{os.pathsep}{os.environ['PATH']}"} if path else {})
     done = subprocess.run(
         command, input=given, cwd=folder, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False

@@ -44,7 +44,7 @@ CALM = 2 * RATE  # each phase waits for at least this many answers
 
 
 def write_sum(models: Path) -> None:
-    """Write the second version of the model of `write_square_root`: a + b instead of sqrt(a + b)."""
+    """Write version 2 of the model that `write_square_root` writes. Version 2 computes a + b instead of sqrt(a + b)."""
     node = helper.make_node("ReduceSum", ["input", "axes"], ["value"], keepdims=1)
     model = onnx_model([node], [constant("axes", [1], np.int64)])
     golden = bundle.Golden(inputs=((1.0, 3.0), (4.0, 5.0)), outputs=((4.0,), (9.0,)))

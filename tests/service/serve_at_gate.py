@@ -1,4 +1,4 @@
-"""Runs `foldserve`, with a pause before it reads a certain manifest. The environment variable MANIFEST has the path of
+"""Runs `foldserve`, and pauses before it reads a certain manifest. The environment variable MANIFEST has the path of
 the manifest.
 
 The pause ends when a writer has opened and closed the pipe at the path GATE.

@@ -128,8 +128,8 @@ class Load:
         self._pool.shutdown()
 
     def _settled(self) -> Usage:
-        """Return the use of resources, once the server has closed its last connections, and its descriptors no longer
-        decrease.
+        """Wait until the server has closed its last connections and its descriptors no longer decrease. Return its use
+        of resources.
         """
         end = time.monotonic() + PATIENCE
         while self._connections():

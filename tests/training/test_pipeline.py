@@ -1,4 +1,4 @@
-"""Tests the pipeline from a plan to a bundle, and its reproducibility."""
+"""Tests the pipeline from a plan to a bundle. The same plan must give the same bytes again."""
 
 import copy
 import hashlib

@@ -16,7 +16,7 @@ from rig.gpu.contender import Device
 from rig.gpu.timing import time_on_device
 from rig.gpu.torch_contenders import DTYPES
 
-_SETS = 2  # the number of sets of operands; the products use these sets in turn
+_SETS = 2  # the number of operand sets, which the products use in turn
 
 
 @dataclass

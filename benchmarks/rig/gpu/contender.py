@@ -68,8 +68,8 @@ class Contender(ABC):
         self.run(np.full((batch, self.setting.network.widths[0]), np.nan, np.float32))
 
     def on_device(self) -> Callable[[], Any] | None:
-        """Return a function that queues only the computation, with the input on the device. Return None if the input
-        can't stay on the device.
+        """Return a function that queues only the computation. The input is already on the device. Return None if the
+        input can't stay on the device.
         """
         return None
 

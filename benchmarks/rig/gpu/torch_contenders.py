@@ -113,14 +113,14 @@ class _Compiled(_Staged):
 
 
 class CompiledGraphs(_Compiled):
-    """PyTorch with Inductor's kernels and CUDA graphs."""
+    """Runs PyTorch with Inductor's kernels and CUDA graphs."""
 
     name, title, mode = "compiled", "torch.compile, reduce-overhead", "reduce-overhead"
     batches = (1, 1024, 65536)
 
 
 class CompiledTuned(_Compiled):
-    """PyTorch with Inductor's kernels and CUDA graphs.
+    """Runs PyTorch with Inductor's kernels and CUDA graphs.
 
     Inductor measures several kernels for each matrix product and takes the fastest.
     """

@@ -149,7 +149,7 @@ def talk(served: Served) -> Iterator[Talk]:
 
 
 def metric(server: Served, name: str, **labels: str) -> float:
-    """Sum the samples of a metric that have these labels."""
+    """Sum those samples of a metric that have these labels."""
     text = server.send("GET", "/metrics", "Connection: close").body.decode()
     return math.fsum(
         sample.value

@@ -61,7 +61,7 @@ def test_it_answers_predictions_and_health_below_any_prefix(models: Path, prefix
         answer = await client.post(f"{prefix}/v2/models/roots/infer", json={"inputs": [tensor]})
         assert answer.json()["outputs"][0]["data"] == [2, 3]
         assert (await client.get(f"{prefix}/v2/health/ready")).status_code == 200
-        # If several processes ran behind a balancer, a request to one of the paths below would reach only one process.
+        # If several processes ran behind a balancer, a request to one of the paths below would reach only one of them.
         assert (await client.get(f"{prefix}/metrics")).status_code == 404
         assert (await client.post(f"{prefix}/v2/repository/models/roots/unload")).status_code == 404
 

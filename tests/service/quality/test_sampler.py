@@ -21,7 +21,7 @@ class Counted:
         self.sampler = Sampler(64, 1, self.count, self.executor)
 
     def count(self, rows: np.ndarray, outputs: np.ndarray, weight: int) -> None:
-        assert (rows[:, :1] == outputs).all()  # each row has its own output
+        assert (rows[:, :1] == outputs).all()  # different rows have different outputs
         self.rows.append(rows[:, 0])
         self.weights.append(weight)
 

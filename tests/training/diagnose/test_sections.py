@@ -1,6 +1,6 @@
 """The page of a diagnosis is complete and escaped.
 
-The same seed gives the same page. The page is also complete if all trainings diverge.
+The same seed gives the same page. The page is complete even if all trainings diverge.
 """
 
 import json

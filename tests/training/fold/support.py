@@ -1,8 +1,8 @@
 """The chains, oracles and tolerances that the tests of folding share.
 
 Folding rounds each weight to float32 once, with a relative error of at most 2^-24. `run_with_bound` computes, in
-float64, how much the rounding of the weights can change each output at most. If an output has a larger error, the fold
-is wrong, even for a badly conditioned network.
+float64, by how much the rounding of the weights can change each output. If an output has a larger error, the fold is
+wrong, even for a badly conditioned network.
 
 In float32, the tests use the certificate's tolerance, 1e-5 + 1e-4 |reference|, on networks whose outputs are near 1.
 """

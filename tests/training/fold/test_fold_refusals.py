@@ -1,4 +1,4 @@
-"""Chains that can't be folded exactly are refused, with the layer's name."""
+"""Chains that can't be folded exactly are refused, and the error names the layer."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def refusable(**replaced: nn.Module) -> nn.Sequential:
-    """Build a chain that folds, with some of its layers replaced."""
+    """Build a chain that folds, and replace some of its layers."""
     layers = {
         "norm0": nn.BatchNorm1d(3),
         "dense1": nn.Linear(3, 4),

@@ -1,4 +1,4 @@
-"""Compares the layout and the standardisation, which are fitted to training rows, with NumPy."""
+"""The layout and the standardisation are fitted to training rows, and compared with NumPy."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""`foldserve score` gives the answers of the server for the same cells, for every format of the input and output."""
+"""`foldserve score` gives the same answers as the server for the same cells, in every input and output format."""
 
 import csv
 import gzip
