@@ -119,7 +119,7 @@ def _request(path: bytes, media_type: bytes, body: bytes, headers: bytes = b"") 
 
 
 def _count(request: bytes, requests: int) -> int:
-    """Return the instructions that the server needs for one request."""
+    """Return the number of instructions that the server needs for one request."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/out"]
         environment = os.environ | {"PYTHONHASHSEED": "0"}

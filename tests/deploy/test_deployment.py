@@ -1,6 +1,6 @@
 """docs/deployment.md is correct: its tables and its error messages.
 
-The tests run the proxy that docs/deployment.md describes in front of a real server.
+The tests run the proxy that docs/deployment.md describes, and a real server behind it.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ class Cluster:
     def send(self) -> None:
         """Send requests to the pods in `ready`, one pod after the other.
 
-        A result is the status, or the error of the connection.
+        Each result is the status of a response, or the error of the connection.
         """
         for turn in itertools.count():
             if self.stopped.is_set():

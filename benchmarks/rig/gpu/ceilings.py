@@ -30,7 +30,7 @@ class Peak:
 
 @dataclass
 class Copies:
-    """The measured rates of a copy of `size` bytes. rates: the bytes per second in each round."""
+    """The measured rates of copies that have `size` bytes. rates: the bytes per second in each round."""
 
     size: int
     what: str

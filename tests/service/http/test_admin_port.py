@@ -1,4 +1,4 @@
-"""Tests metrics and administration on a separate port. A server that all machines can reach gives a warning."""
+"""Tests metrics and administration on a separate port. A server without keys warns if other machines can reach it."""
 
 from __future__ import annotations
 
