@@ -139,7 +139,7 @@ def peak(server: Served) -> int:
 
 
 def test_the_record_sees_the_start_of_the_server(audited: Audited) -> None:
-    """A positive control: the server reads its bundle while its events are recorded."""
+    """The recorder of events works: it records that the server reads its bundle."""
     assert any(event == "open" and path.endswith("model.onnx") for event, path in audited.events())
 
 

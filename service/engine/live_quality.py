@@ -134,7 +134,7 @@ class LiveQuality:
             raise DeadlinePassed("a worker did not answer in time") from None
 
     def _answer(self, text: str) -> str:
-        """Return the answer of this process to a question."""
+        """Answer a question of another worker about this process. The question and the answer are JSON."""
         question = Question.model_validate_json(text)
         try:
             names = self._repository.names() if question.name is None else (question.name,)

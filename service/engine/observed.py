@@ -65,7 +65,7 @@ class ErrorListener(Protocol):
 
 
 class UnrecordedExchange(Exchange):
-    """An exchange that gets a record only if it fails. Set `listener` before calling `start`."""
+    """An exchange of a request that is recorded only if it fails. Set `listener` before calling `start`."""
 
     listener: ErrorListener
 

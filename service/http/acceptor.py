@@ -1,7 +1,7 @@
 """Accepts the clients of one listening socket. This module uses asyncio for protocols and for TLS.
 
-uvloop accepts only one connection in each turn of the event loop. A turn takes long while hundreds of connections are
-busy, so new clients and health checks would wait for many turns. An `Acceptor` accepts up to _MAX_PER_TURN waiting
+uvloop accepts only one connection in each turn of the event loop. If hundreds of connections are busy, each turn takes
+long, and new clients and health checks would wait for many turns. An `Acceptor` accepts up to _MAX_PER_TURN waiting
 connections in each turn, so that new clients wait less. If several workers share the socket, the workers with more
 connections wait for a moment, so that the worker with the fewest connections accepts first. This module does not depend
 on HTTP.

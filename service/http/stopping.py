@@ -56,8 +56,8 @@ def refuse_handshakes(listener: socket.socket) -> None:
     """Make the kernel ignore each new connection from now on.
 
     This function attaches a packet filter to the listener. The filter works for all processes that share the listener.
-    Without a filter, the kernel may complete a handshake after the last `accept`, and reset the connection when the
-    listener closes, although the client may already have sent a request. With the filter, the client gets no answer and
+    Without a filter, the kernel may complete a handshake after the last `accept`. The client may then send a request,
+    but the kernel resets the connection when the listener closes. With the filter, the client gets no answer and
     tries again after a second, when the port is closed or the next server listens on it. On systems other than Linux,
     this function does nothing.
     """

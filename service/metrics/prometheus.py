@@ -1,10 +1,11 @@
-"""Defines every Prometheus metric: name, help, labels and buckets. A test compares docs/metrics.md with this file.
+"""Defines the Prometheus metrics: name, help, labels and buckets. `quality.py` defines the metrics of drift and live
+accuracy. A test compares docs/metrics.md with both files.
 
 Counting must cost little compared with serving, so a request only appends its values to lists. The values are later
 added to prometheus_client's metrics: at a scrape, once a second, or when a list grows long. With several workers,
 prometheus_client's multiprocess mode adds up the processes. Each worker must have PROMETHEUS_MULTIPROC_DIR in its
 environment before it imports this module. This module does not depend on the modules that call it to count. This module
-has more than 350 lines, because every metric is defined here.
+has more than 350 lines, because almost every metric is defined here.
 """
 
 from __future__ import annotations

@@ -23,10 +23,10 @@ PARTS = 12
 class Sum(IntEnum):
     """The meaning of the first numbers in the array of counts, by their index.
 
-    After the numbers of `Sum`, the array has the counts in the bins of the features, and the counts of the predicted
-    classes. A counted row has a weight, which is the number of rows that it represents. `ROWS` is the sum of the
-    weights, and `SQUARES` is the sum of the squares of the weights. `PREDICTED` is the sum of the weights of the rows
-    with finite outputs. `OUTPUTS`: the sum of the confidences of a classification, or of the centered outputs of a
+    The next numbers of the array are the counts in the bins of the features. The last numbers are the counts of the
+    predicted classes. A counted row has a weight, which is the number of rows that it represents. `ROWS` is the sum of
+    the weights, and `SQUARES` is the sum of the squares of the weights. `PREDICTED` is the sum of the weights of the
+    rows with finite outputs. `OUTPUTS`: the sum of the confidences of a classification, or of the centered outputs of a
     regression. A centered output is an output minus `Monitor.center`. `OUTPUT_SQUARES`: the sum of the squares of the
     centered outputs. `LABELLED`: the number of rows with a label. `CORRECT`: the number of correct rows of a
     classification, or the sum of the squared errors of a regression. `LOSS`: the sum of the log losses of a

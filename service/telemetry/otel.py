@@ -61,7 +61,7 @@ class Exporters:
     metrics: MetricsExport | None = None
 
     def close(self) -> None:
-        """Send all spans and metrics that wait. This call may block for some seconds."""
+        """Send all spans and metrics that are not sent yet. This call may block for some seconds."""
         _close([part.send_rest for part in (self.traces, self.metrics) if part is not None])
 
 

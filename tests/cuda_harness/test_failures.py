@@ -1,4 +1,4 @@
-"""The service handles full memory and a failed device, with the real errors of ONNX Runtime's CUDA provider."""
+"""The service handles the real errors of ONNX Runtime's CUDA provider: full memory and a failed device."""
 
 from __future__ import annotations
 

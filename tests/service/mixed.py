@@ -72,8 +72,8 @@ def codes(rows: Sequence[Sequence[Any]]) -> np.ndarray:
 
 
 def graph() -> bytes:
-    """Write the ONNX graph of the model that `probabilities` computes. A missing value is NaN, and a category is its
-    index.
+    """Write the model as an ONNX graph. The function `probabilities` computes the same model. In the input, a missing
+    value is NaN, and a category is its index.
     """
     nodes, constants = [], [constant("weights", WEIGHTS), constant("filled", [FILLED])]
     parts = []

@@ -1,4 +1,4 @@
-"""The graph that the folding rules change.
+"""Holds the graph of an imported model. The folding rules change this graph.
 
 The graph knows which nodes read each value, and records every fold for the report.
 

@@ -1,5 +1,5 @@
-"""The features: derives the schema and the array `x` from the cells of the columns. The columns of a test file are
-encoded with the same schema.
+"""Derives the schema of the features and the array `x` from the cells of the columns. The schema of the training table
+also encodes the columns of a test file.
 """
 
 from __future__ import annotations

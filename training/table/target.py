@@ -211,8 +211,9 @@ def _check_values(name: str, cells: pa.ChunkedArray, values: Values, reading: Re
 def _numbers(name: str, cells: pa.ChunkedArray, options: DataOptions, *, typed: bool) -> tuple[Values | None, Reading]:
     """Return the target as numbers, and the `Reading` with the notation of these numbers.
 
-    The first result is None if the target is not a column of numbers. Codes with leading zeros are not numbers. If the
-    source states the types of its cells, a text is a number only if it has a special notation.
+    The first result is None if the target is not a column of numbers. Codes with leading zeros are not numbers. typed:
+    whether the source states the types of its cells. Then a text counts as a number only with a special notation such
+    as `$1,234.50`.
     """
     if options.task != "regression" and has_leading_zeros(cells):
         return None, PLAIN

@@ -42,8 +42,8 @@ class Latencies:
     """The time of one run, in seconds, for each batch size.
 
     cpu: the curve for each number of threads. One thread is always measured. graphs: the curve on CUDA with a graph for
-    each batch size. plain: the curve on CUDA without graphs. graphs and plain are empty without CUDA. skipped: one line
-    for each omitted measurement, with the reason.
+    each batch size. plain: the curve on CUDA without graphs. `graphs` and `plain` are empty without CUDA. skipped: one
+    line for each omitted measurement, with the reason.
     """
 
     cpu: Mapping[int, Curve]

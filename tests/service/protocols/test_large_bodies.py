@@ -1,5 +1,5 @@
-"""A large body is parsed in pieces, and a small body is parsed as a whole. A large body and a small body with the same
-content get the same answer.
+"""A large body is parsed in pieces, and a small body is parsed as a whole. Both ways must give
+the same answer.
 
 Spaces after a body make it large. The pieces are so small that each large body has several pieces. The results of both
 parsers could differ for unusual JSON texts. JSON libraries can't write most unusual texts, so the tests build the

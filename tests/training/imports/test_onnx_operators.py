@@ -1,4 +1,4 @@
-"""Every supported operator gives the results in onnx's own test cases for backends."""
+"""Every supported operator reproduces the expected results of onnx's own test cases for backends."""
 
 from __future__ import annotations
 
