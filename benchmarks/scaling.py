@@ -210,7 +210,7 @@ def replicas(costs: dict[Protocol, Cost], price: float) -> str:
             "requests/s",
             "cores",
             "memory, GB",
-            "network, Gbit/s",
+            "bodies, Gbit/s",
             "price/h",
         )
     ]

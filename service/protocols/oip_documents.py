@@ -1,4 +1,5 @@
-"""Makes the documents of the Open Inference Protocol about a model: metadata, configuration and statistics.
+"""Makes the documents of the Open Inference Protocol: the extensions of the server, and the metadata, configuration and
+statistics of a model.
 
 The functions of this module are pure: their results depend only on a manifest and on given counts. This module does not
 depend on requests or routes.
@@ -16,6 +17,12 @@ from foldserve.service.bundle import Manifest
 from foldserve.service.metrics import Totals
 
 _PLATFORM = "onnxruntime_onnx"
+
+
+def extensions(*, statistics: bool) -> list[str]:
+    """Return the names of the protocol's extensions. statistics: whether the server counts the requests."""
+    found = ["binary_tensor_data", "classification", "model_configuration", "model_repository"]
+    return [*found, "statistics"] if statistics else found
 
 
 def metadata(manifest: Manifest, versions: Sequence[str], **parameters: str) -> dict[str, Any]:

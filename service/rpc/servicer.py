@@ -32,7 +32,6 @@ from foldserve.service.telemetry.record import Record
 log = logging.getLogger("foldserve")
 
 NAME = "inference.GRPCInferenceService"
-_EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 _MAX_DIGITS = 18
 
 Context = Any  # `grpc.aio.ServicerContext[...]` is valid only in type stubs, not at run time
@@ -118,7 +117,8 @@ class Servicer:
         return pb.ServerReadyResponse(ready=self._service.ready)
 
     async def _server_metadata(self, *_: Any) -> Message:
-        return pb.ServerMetadataResponse(name="foldserve", version=version("foldserve"), extensions=_EXTENSIONS)
+        extensions = oip_documents.extensions(statistics=isinstance(self._service.metrics, PrometheusMetrics))
+        return pb.ServerMetadataResponse(name="foldserve", version=version("foldserve"), extensions=extensions)
 
     # --- models -------------------------------------------------------------------------------------------------------
 

@@ -71,7 +71,9 @@ def test_the_server_lists_its_extensions(client):
     answer = client.get_server_metadata()
     assert answer["name"] == "foldserve"
     assert answer["version"]
-    assert {"binary_tensor_data", "model_configuration", "model_repository", "statistics"} == set(answer["extensions"])
+    assert {"binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"} == set(
+        answer["extensions"]
+    )
 
 
 def test_the_metadata_has_versions_and_tensors(client):

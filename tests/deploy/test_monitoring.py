@@ -65,6 +65,23 @@ def test_each_alert_fires_only_when_it_should_and_has_its_text() -> None:
     assert fired == {rule["alert"] for rule in RULES}
 
 
+@needs_prometheus
+def test_a_rollout_in_kubernetes_raises_no_alert(tmp_path: Path) -> None:
+    """Each pod is a server of its own. A rollout replaces the pods, and the old pods never come back."""
+    resource = yaml.safe_load((ROOT / "deploy/kubernetes/components/monitoring/prometheusrule.yaml").read_text())
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump(resource["spec"]))
+    series = [
+        {"series": 'up{job="foldserve", server="old"}', "values": "1x20 stale _x300"},
+        {"series": 'up{job="foldserve", server="new"}', "values": "_x15 1x305"},
+    ]
+    silent = [{"eval_time": time, "alertname": "FoldserveNotReady"} for time in ("5m", "8m", "60m")]
+    case = {"interval": "15s", "input_series": series, "alert_rule_test": silent}
+    cases = tmp_path / "rollout.test.yml"
+    cases.write_text(yaml.safe_dump({"rule_files": ["rules.yml"], "evaluation_interval": "15s", "tests": [case]}))
+    done = promtool("test", "rules", cases)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_page_on_deployment_has_every_alert() -> None:
     page = (ROOT / "docs" / "deployment.md").read_text()
     assert re.findall(r"^\| `(Foldserve\w+)` \|", page, re.M) == [rule["alert"] for rule in RULES]

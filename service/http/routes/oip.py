@@ -28,9 +28,6 @@ from foldserve.service.http.routes.common import (
 from foldserve.service.metrics.prometheus import PrometheusMetrics
 from foldserve.service.protocols import oip_documents
 
-_EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository")
-_STATISTICS = "statistics"
-
 
 class InferTensor(BaseModel):
     """One tensor of a request or response.
@@ -68,23 +65,23 @@ def router(service: Service, server: tuple[str, str]) -> APIRouter:
     routes = APIRouter()
     repository, metrics = service.repository, service.metrics
     if isinstance(metrics, PrometheusMetrics):  # the statistics are computed from the metrics
-        _add_server(routes, service, server, (*_EXTENSIONS, _STATISTICS))
+        _add_server(routes, service, server, oip_documents.extensions(statistics=True))
         # this route is added first, because otherwise "stats" in the path would be read as a model name
         _add_statistics(routes, repository, metrics)
     else:
-        _add_server(routes, service, server, _EXTENSIONS)
+        _add_server(routes, service, server, oip_documents.extensions(statistics=False))
     _add_models(routes, repository)
     _add_infer(routes, repository)
     return routes
 
 
-def _add_server(routes: APIRouter, service: Service, server: tuple[str, str], extensions: tuple[str, ...]) -> None:
+def _add_server(routes: APIRouter, service: Service, server: tuple[str, str], extensions: list[str]) -> None:
     name, version = server
 
     @routes.get("/v2", tags=["server"], summary="The name and version of the server, and its protocol extensions")
     @requires(Scope.PREDICT)
     async def metadata() -> dict[str, Any]:
-        return {"name": name, "version": version, "extensions": list(extensions)}
+        return {"name": name, "version": version, "extensions": extensions}
 
     # On the listeners of `foldserve serve`, `late_app.py` answers the health paths. Until the models are loaded for the
     # first time, `startup.py` answers the health paths.

@@ -96,7 +96,9 @@ def test_the_server_names_itself_and_its_extensions(client: httpx.Client) -> Non
     assert list(found) == ["name", "version", "extensions"]
     assert found["name"] == "foldserve"
     assert isinstance(found["version"], str)
-    assert {"binary_tensor_data", "model_configuration", "model_repository", "statistics"} <= set(found["extensions"])
+    assert {"binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"} <= set(
+        found["extensions"]
+    )
 
 
 @pytest.mark.parametrize("name", ["live", "ready"])
