@@ -2,15 +2,15 @@
 
 uvloop accepts only one connection in each turn of the event loop. If hundreds of connections are busy, each turn takes
 long, and new clients and health checks would wait for many turns. An `Acceptor` accepts up to _MAX_PER_TURN waiting
-connections in each turn, so that new clients wait less. If several workers share the socket, the workers with more
-connections wait for a moment, so that the worker with the fewest connections accepts first. This module does not depend
-on HTTP.
+connections in each turn, so that new clients wait less. If several workers share the socket, a worker with many
+connections leaves new connections to a worker with few connections for a moment. This module does not depend on HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import ssl
 from collections.abc import Callable
@@ -22,13 +22,11 @@ log = logging.getLogger("foldserve")
 # The largest number of connections that are accepted in one turn of the event loop. Further connections wait for the
 # next turn, so that the event loop also serves the connections that are already open.
 _MAX_PER_TURN = 64
-# If another worker has fewer connections, this worker waits for this number of seconds before it checks again.
-_YIELD_SECONDS = 0.001
-# A worker that has more connections than another worker waits at most _MAX_YIELDS times for the other worker. After
-# _MAX_YIELDS waits, the other worker may hang, so the waiting worker accepts _MAX_PER_YIELD connections itself.
-# _MAX_PER_YIELD is small, so that another worker that is only slow still gets its share of the connections.
-_MAX_YIELDS = 20
-_MAX_PER_YIELD = 8
+# A worker that has more connections than another worker leaves new connections to the other worker for at most this
+# number of seconds. After this time, the other worker may hang, so the worker accepts _MAX_OVERDUE connections itself.
+# _MAX_OVERDUE is small, so that another worker that is only slow still gets its share of the connections.
+_PATIENCE_SECONDS = 0.01
+_MAX_OVERDUE = 4
 # If the process or the machine has no free file descriptor or memory for another connection, the acceptor tries again
 # after this number of seconds.
 _RETRY_SECONDS = 0.5
@@ -44,8 +42,8 @@ class Acceptor:
 
     listener: a socket that listens. The caller closes the listener after `stop`. current_tls: a function that returns
     the TLS context for the next handshake; None means connections without TLS. share: counts the connections of this
-    process; None if no other worker accepts connections of this listener. Each protocol counts its connection in
-    `share`.
+    process; None if no other worker accepts connections of this listener. When the client of a protocol disconnects,
+    the protocol subtracts its connection from `share`.
     """
 
     def __init__(
@@ -59,7 +57,7 @@ class Acceptor:
         self._create_protocol = create_protocol
         self._current_tls = current_tls
         self._share = share
-        self._yields = 0  # the number of times that this worker has waited for another worker to accept
+        self._patience: asyncio.TimerHandle | None = None  # set while this worker leaves connections to another worker
         self._opening: set[asyncio.Task[None]] = set()  # one task per accepted connection that has no protocol yet
         self._retry: asyncio.TimerHandle | None = None  # not None while accepting is paused
         self._failing = False  # whether the last call of `accept` failed; if so, this failure is already logged
@@ -83,8 +81,9 @@ class Acceptor:
             if not self._accept_one():
                 break
         asyncio.get_running_loop().remove_reader(self._listener)
-        if self._retry is not None:
-            self._retry.cancel()
+        for timer in (self._retry, self._patience):
+            if timer is not None:
+                timer.cancel()
         if self._opening:
             await asyncio.wait(self._opening, timeout=_HANDSHAKE_SECONDS)
 
@@ -93,15 +92,23 @@ class Acceptor:
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     def _accept(self) -> None:
-        overdue = self._yields == _MAX_YIELDS
-        for _ in range(_MAX_PER_YIELD if overdue else _MAX_PER_TURN):
-            if not overdue and self._share is not None and not self._share.is_smallest(len(self._opening)):
-                self._yields += 1
-                self._wait(_YIELD_SECONDS)
+        for _ in range(_MAX_PER_TURN):
+            if self._share is not None and not self._share.is_fair():
+                if self._patience is None:
+                    self._patience = asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, self._accept_overdue)
+                # The socket stays readable, so the event loop calls this method again in its next turn. Sleeping for a
+                # millisecond instead would halve the rate of short connections: the counts change within microseconds.
+                # The other worker may need this core.
+                os.sched_yield()
                 return
             if not self._accept_one():
-                break
-        self._yields = 0
+                return
+
+    def _accept_overdue(self) -> None:
+        self._patience = None
+        for _ in range(_MAX_OVERDUE):
+            if not self._accept_one():
+                return
 
     def _accept_one(self) -> bool:
         """Accept one connection. Returns whether more connections may be waiting."""
@@ -116,6 +123,7 @@ class Acceptor:
             return False
         self._failing = False
         connection.setblocking(False)
+        self._count(+1)
         task = asyncio.get_running_loop().create_task(self._open(connection))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
@@ -127,9 +135,15 @@ class Acceptor:
             await asyncio.get_running_loop().connect_accepted_socket(self._create_protocol, connection, ssl=tls)
         except OSError:  # the client does not use TLS, or has disconnected
             connection.close()
+            self._count(-1)
         except Exception:
             log.exception("internal error")
             connection.close()
+            self._count(-1)
+
+    def _count(self, connections: int) -> None:
+        if self._share is not None:
+            self._share.change(connections)
 
     def _pause(self, error: OSError) -> None:
         """Stop accepting connections for _RETRY_SECONDS.
@@ -139,15 +153,7 @@ class Acceptor:
         if not self._failing:
             log.error("can't accept connections: %s", error.strerror)
         self._failing = True
-        self._wait(_RETRY_SECONDS)
-
-    def _wait(self, seconds: float) -> None:
-        """Stop watching the listener for `seconds` seconds."""
+        loop = asyncio.get_running_loop()
         if self._retry is None:
-            loop = asyncio.get_running_loop()
             loop.remove_reader(self._listener)
-            self._retry = loop.call_later(seconds, self._resume)
-
-    def _resume(self) -> None:
-        self._watch()
-        self._accept()
+            self._retry = loop.call_later(_RETRY_SECONDS, self._watch)

@@ -91,8 +91,6 @@ class Connection(asyncio.Protocol):
         self._inner = Inner(transport, self._create_inner, self._inner_changed, self._inner_closed)
         self._since = time.monotonic()
         self._connections.add(self)
-        if self._context.share is not None:
-            self._context.share.change(+1)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)

@@ -40,13 +40,12 @@ class Share:
         """Add `connections` to the count of this worker; `connections` is negative if connections have ended."""
         self.counts[self.index] += connections
 
-    def is_smallest(self, opening: int) -> bool:
-        """Return whether no other worker has fewer connections.
+    def is_fair(self) -> bool:
+        """Return whether this worker may accept a connection: it has at most one more than any other worker.
 
-        opening: the number of connections that this worker has accepted, but has not counted yet.
+        With a difference of one, a client that opens one connection after the other never makes a worker wait.
         """
-        own = self.counts[self.index] + opening
-        return all(own <= count for index, count in enumerate(self.counts) if index != self.index)
+        return self.counts[self.index] - min(self.counts) <= 1
 
 
 def create_shares(context: BaseContext, workers: int) -> list[Share]:
