@@ -25,7 +25,7 @@ from foldserve.training.imports.layers import (
     Normalize,
     Softmax,
 )
-from foldserve.training.imports.onnx_operators import operator, required
+from foldserve.training.imports.onnx_operators import join_raw, operator, required
 from foldserve.training.imports.onnx_values import Constant, Context, Numbers, Raw, Refused, Value, width
 from foldserve.training.table.schema import Category
 
@@ -82,8 +82,7 @@ def _feature_vectorizer(
     values = [required(inputs, place) for place in range(len(inputs))]
     raws = [value for value in values if isinstance(value, Raw)]
     if len(raws) == len(values):
-        columns = tuple(column for raw in raws for column in raw.columns)
-        return [Raw(columns, (len(columns),))]
+        return [join_raw(raws, (sum(len(raw.columns) for raw in raws),))]
     rows = [context.numbers(node, value) for value in values]
     name = context.add(node, Concat(), *(row.name for row in rows))
     return [Numbers(name, (sum(width(row.shape) for row in rows),))]

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 import onnx
+from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
 from foldserve.training.errors import ModelImportError
@@ -28,7 +29,17 @@ from foldserve.training.imports.onnx_operators import OPERATORS
 from foldserve.training.imports.onnx_outputs import finish
 from foldserve.training.imports.onnx_values import Constant, Context, Numbers, Refused, Value, attributes
 
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _KEEP = "keep it as it is with --keep-unknown, or export the model without it"
+
+# The attributes that change the result, and that no translation reads: for each operator, the name of the attribute,
+# and the only value that is understood.
+_UNREAD: dict[str, dict[str, Any]] = {
+    "BatchNormalization": {"spatial": 1},
+    "Equal": {"axis": None},
+    "Pow": {"axis": None},
+    "Reshape": {"allowzero": 0},
+}
 
 
 def read(path: Path, options: Options) -> Imported:
@@ -91,7 +102,9 @@ def _translate(
         translation = OPERATORS.get((domain, node.op_type))
         if translation is None:
             raise Refused("no rule covers this operator" + (f" of the domain {domain}" if domain else ""))
-        return translation(context, node, values, attributes(node))
+        given = attributes(node)
+        _refuse_attributes(node.op_type, given)
+        return translation(context, node, values, given)
     except Refused as reason:
         if keeper is not None and not reason.remedy and (kept := keeper.keep(context, node, values)):
             context.notes.append(f"{node.op_type} {name!r} is kept as it is: {reason}")
@@ -99,8 +112,15 @@ def _translate(
         raise refuse(name, node.op_type, str(reason), reason.remedy or _KEEP) from None
 
 
+def _refuse_attributes(kind: str, given: dict[str, Any]) -> None:
+    """Raise `Refused` if an attribute that no translation reads changes the result of the operator."""
+    for name, harmless in _UNREAD.get(kind, {}).items():
+        if given.get(name, harmless) != harmless:
+            raise Refused(f"its {name}={given[name]} is not understood")
+
+
 class _Keeper:
-    """Keeps an unknown node untranslated, if its result has the shape [rows, columns]."""
+    """Keeps an unknown node untranslated, if its result is floating-point numbers of the shape [rows, columns]."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         try:
@@ -108,7 +128,9 @@ class _Keeper:
         except Exception as error:
             raise ModelImportError("the shapes of the graph can't be inferred, so no node can be kept") from error
         self._shapes = {
-            info.name: info.type.tensor_type.shape for info in (*inferred.graph.value_info, *inferred.graph.output)
+            info.name: info.type.tensor_type.shape
+            for info in (*inferred.graph.value_info, *inferred.graph.output)
+            if info.type.tensor_type.elem_type in _FLOATS
         }
 
     def keep(self, context: Context, node: onnx.NodeProto, values: Sequence[Value | None]) -> list[Value] | None:

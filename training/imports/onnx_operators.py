@@ -285,6 +285,12 @@ def _reduce_stacked(
     return Numbers(name, shape)
 
 
+def join_raw(raws: Sequence[Raw], shape: tuple[int, ...]) -> Raw:
+    """Return raw columns, joined one after the other."""
+    columns = tuple(column for raw in raws for column in raw.columns)
+    return Raw(columns, shape, next((raw.rounded_by for raw in raws if raw.rounded_by), ""))
+
+
 @operator("Concat")
 def _concat(
     context: Context, node: onnx.NodeProto, inputs: Sequence[Value | None], given: dict[str, Any]
@@ -303,5 +309,5 @@ def _concat(
     shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
     raws = [value for value in values if isinstance(value, Raw)]
     if len(raws) == len(values):
-        return [Raw(tuple(column for raw in raws for column in raw.columns), shape)]
+        return [join_raw(raws, shape)]
     return [Numbers(context.add(node, Concat(), *(context.numbers(node, value).name for value in values)), shape)]

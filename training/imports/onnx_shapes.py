@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def reshaped(value: Value, shape: tuple[int, ...]) -> Value:
     if width(shape) != width(value.shape):
         raise Refused(f"it turns rows of the shape {list(value.shape)} into {list(shape)}")
     if isinstance(value, Raw):
-        return Raw(value.columns, shape)
+        return replace(value, shape=shape)
     if isinstance(value, Truth):
         return Truth(value.name, shape, value.missing_of if shape == value.shape else None)
     if isinstance(value, Stacked):
@@ -67,18 +68,32 @@ def _same(
 def _cast(
     context: Context, node: onnx.NodeProto, inputs: Sequence[Value | None], given: dict[str, Any]
 ) -> Sequence[Value]:
-    value, to = required(inputs, 0), given.get("to", TensorProto.FLOAT)
-    if node.op_type == "CastLike" or to in _FLOATS:
+    value = required(inputs, 0)
+    to = _type_of(context, required(inputs, 1)) if node.op_type == "CastLike" else given.get("to", TensorProto.FLOAT)
+    if to in _FLOATS:
         return [Numbers(value.name, value.shape) if isinstance(value, Truth) else value]
     if isinstance(value, Truth) and to in (*_INTEGERS, TensorProto.BOOL):
         return [value]
-    # If raw columns are cast to integers, the cast changes nothing, because an encoder reads the result, and encoders
-    # accept only whole numbers.
     if isinstance(value, Raw) and to in _INTEGERS:
-        return [value]
+        is_whole = all(context.columns[place].is_whole or context.columns[place].is_text for place in value.columns)
+        return [value if is_whole else replace(value, rounded_by=f"{node.op_type} {node.name or node.output[0]!r}")]
     if isinstance(value, Raw) and to == TensorProto.STRING and all(context.columns[c].is_text for c in value.columns):
         return [value]
     raise Refused("it rounds values, or turns them into texts")
+
+
+def _type_of(context: Context, value: Value) -> int:
+    """Return the type of a tensor, as far as a Cast distinguishes it: FLOAT, INT64 or BOOL."""
+    if isinstance(value, Truth):
+        return int(TensorProto.BOOL)
+    if isinstance(value, Constant):
+        is_float = value.array.dtype.kind == "f"
+    elif isinstance(value, Raw):
+        columns = [context.columns[place] for place in value.columns]
+        is_float = not value.rounded_by and not any(column.is_whole or column.is_text for column in columns)
+    else:
+        is_float = True
+    return int(TensorProto.FLOAT if is_float else TensorProto.INT64)
 
 
 @operator("Flatten")
@@ -174,7 +189,7 @@ def _select(
 ) -> Value:
     """Select columns of a value by their indices."""
     if isinstance(value, Raw):
-        return Raw(tuple(value.columns[column] for column in columns), shape)
+        return replace(value, columns=tuple(value.columns[column] for column in columns), shape=shape)
     rows = context.numbers(node, value)
     name = context.add(node, Select(np.asarray(columns, np.int64)), rows.name)
     return Truth(name, shape) if isinstance(value, Truth) else Numbers(name, shape)

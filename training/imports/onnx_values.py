@@ -33,11 +33,13 @@ class Constant:
 class Raw:
     """Columns of the input that no operator has used as numbers or as categories yet.
 
-    shape: the shape of one row, without the batch.
+    shape: the shape of one row, without the batch. rounded_by: the type and the name of the Cast that turns the
+    numbers into integers; "" if no Cast does. An encoder accepts such columns, because it accepts only whole numbers.
     """
 
     columns: tuple[int, ...]
     shape: tuple[int, ...]
+    rounded_by: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +149,11 @@ class Context:
             raise Refused(str(error)) from error
 
     def numbers(self, node: onnx.NodeProto, value: Value) -> Numbers:
-        """Return a value as numbers of the graph. Raises `Refused` for a constant, and for columns of texts."""
+        """Return a value as numbers of the graph.
+
+        Raises `Refused` for a constant, and for columns of texts. Raises `ModelImportError` for columns that a Cast has
+        rounded, because the error names the Cast.
+        """
         if isinstance(value, Numbers):
             return value
         if isinstance(value, Truth):
@@ -156,6 +162,12 @@ class Context:
             raise Refused("it computes with a constant where values of the rows are expected")
         if isinstance(value, Stacked):
             raise Refused("it computes with stacked values; their sum and their mean are understood")
+        if value.rounded_by:
+            reader = f"{node.op_type} {node.name or node.output[0]!r}"
+            raise ModelImportError(
+                f"{value.rounded_by}: it rounds numbers that {reader} computes with; only an encoder may read the "
+                "result; export the model without it, or with an input of integers"
+            )
         for place in value.columns:
             if self.columns[place].is_text:
                 raise Refused(f"it computes with column {self.columns[place].name!r}, which holds texts")

@@ -34,6 +34,32 @@ def two_outputs():
     return model.build([model.add("Relu"), model.add("Tanh")])
 
 
+def cast_and_back(to):
+    """A model that casts its input to another type and back, and then multiplies it by a matrix."""
+    model = Model()
+    model.add("Cast", to=to)
+    model.add("Cast", to=TensorProto.FLOAT)
+    model.dense(GENERATOR, 4, 1)
+    return model.build()
+
+
+def cast_like_integers():
+    model = Model()
+    model.add("CastLike", np.int64(0), source=["x"])
+    model.add("Cast", to=TensorProto.FLOAT)
+    model.dense(GENERATOR, 4, 1)
+    return model.build()
+
+
+def integers_joined_with_numbers():
+    model = Model()
+    whole = model.add("Cast", to=TensorProto.INT64)
+    whole = model.add("Cast", source=[whole], to=TensorProto.FLOAT)
+    model.add("Concat", source=[whole, "x"], axis=1)
+    model.dense(GENERATOR, 8, 1)
+    return model.build()
+
+
 def independent_sigmoids():
     model = Model()
     model.dense(GENERATOR, 4, 3)
@@ -77,6 +103,12 @@ UNKNOWN = {
     "several outputs": (two_outputs(), "choose one with --output"),
     "independent probabilities": (independent_sigmoids(), "whose sum is not 1"),
     "several values that may be logits": (model_of("Relu"), "if they are the logits of 4 classes, name the classes"),
+    "a cast to integers": (cast_and_back(TensorProto.INT64), "^Cast 'cast0': it rounds numbers that Gemm 'gemm2' "),
+    "a cast to int32": (cast_and_back(TensorProto.INT32), "^Cast 'cast0': .*; export the model without it"),
+    "a cast to truth values": (cast_and_back(TensorProto.BOOL), "^Cast 'cast0': it rounds values"),
+    "a cast to the type of an integer": (cast_like_integers(), "^CastLike 'castlike0': it rounds numbers"),
+    "integers joined with numbers": (integers_joined_with_numbers(), "^Cast 'cast0': it rounds numbers"),
+    "a reshape that allows no rows": (model_of("Reshape", np.array([-1, 4]), allowzero=1), "its allowzero=1"),
     "a linear model of other columns": (
         model_of("LinearClassifier", domain=ML, coefficients=[1.0] * 6, classlabels_ints=[0, 1]),
         "6 coefficients for 4 columns and 2 outputs; the file contradicts itself: .* an input of 3 columns",
