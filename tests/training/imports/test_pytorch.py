@@ -140,6 +140,66 @@ class Unknown(nn.Module):
         return torch.sort(self.layer(x), 1)[0]
 
 
+class Before(nn.Module):
+    """A layer that reads the result of a function."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function, self.layer = function, nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(self.function(x))
+
+
+# For each argument: a function that has the argument, and the part of the refusal that names it.
+UNKNOWN_ARGUMENTS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
+    "a rounded quotient": (
+        lambda x: torch.div(x, 2.0, rounding_mode="floor"),
+        "div 'div': its arguments are not supported (rounding_mode='floor' is unknown)",
+    ),
+    "a truncated quotient": (lambda x: torch.div(x, 2.0, rounding_mode="trunc"), "rounding_mode='trunc' is unknown"),
+    "a softplus with a low threshold": (
+        lambda x: nn.functional.softplus(x, threshold=3),
+        "softplus 'softplus': its arguments are not supported (threshold is less than 20)",
+    ),
+    "a softmax in float16": (lambda x: torch.softmax(x, 1, dtype=torch.float16).float(), "softmax 'softmax': "),
+    "another type of the same bits": (lambda x: x.view(torch.int32).mul(1.0), "view 'view': its arguments are"),
+    "a cast to float16": (lambda x: x.half().float(), "aten.to 'to': this operator is not supported"),
+    "a cast to integers": (lambda x: x.to(torch.int64).float(), "aten.to 'to': this operator is not supported"),
+}
+
+
+@pytest.mark.parametrize(("function", "message"), UNKNOWN_ARGUMENTS.values(), ids=UNKNOWN_ARGUMENTS)
+def test_an_argument_that_changes_the_result_is_refused_by_name(
+    function: Callable[[torch.Tensor], torch.Tensor], message: str
+) -> None:
+    with pytest.raises(ModelImportError) as error:
+        read_object(Before(function).eval(), Options())
+    assert message in str(error.value)
+
+
+KNOWN_ARGUMENTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "add with alpha": lambda x: torch.add(x, 1.0, alpha=3),
+    "add of two values with alpha": lambda x: torch.add(x, x.tanh(), alpha=3),
+    "sub with alpha": lambda x: torch.sub(x, x.tanh(), alpha=2),
+    "rsub with alpha": lambda x: torch.rsub(x, 1.0, alpha=2),
+    "gelu with tanh": lambda x: nn.functional.gelu(x, approximate="tanh"),
+    "leaky_relu with a slope": lambda x: nn.functional.leaky_relu(x, 0.3),
+    "clamp on one side": lambda x: x.clamp(max=0.5),
+    "softmax in float32": lambda x: torch.softmax(x, 1, dtype=torch.float32),
+}
+
+
+@pytest.mark.parametrize("function", KNOWN_ARGUMENTS.values(), ids=KNOWN_ARGUMENTS)
+def test_an_argument_that_is_understood_counts(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    rows = np.random.default_rng(0).normal(0, 2, (9, 4)).astype(np.float32)
+    made = Before(function).eval()
+    imported = read_object(made, Options())
+    with torch.no_grad():
+        expected = made(torch.from_numpy(rows)).numpy()
+    np.testing.assert_allclose(imported.network.evaluate(rows), expected, rtol=1e-4, atol=1e-5)
+
+
 REFUSED = [
     (nn.Sequential(nn.Linear(4, 2)), "is in training mode: call model.eval() first"),
     (nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2, track_running_stats=False)).eval(), "statistics of each batch"),

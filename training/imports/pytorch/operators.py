@@ -31,6 +31,9 @@ from foldserve.training.imports.layers import (
 )
 from foldserve.training.imports.pytorch.program import Call, Program, Ref
 
+# The types to which a softmax may convert its input: none, and the numbers of float32 and float64 in
+# torch._export.serde.schema.ScalarType.
+_WIDE = (None, 7, 8)
 _EVAL = "call model.eval() before you export it"
 
 
@@ -65,6 +68,8 @@ class Mapper:
         return self.names[self.program.output]
 
     def _map(self, call: Call, kind: str) -> None:
+        if kind in OPERATORS:
+            _refuse_arguments(call, kind)
         if kind in _FUNCTIONS:
             source = self.value(call, next(iter(call.arguments)))
             self.add(call, kind, _FUNCTIONS[kind](call.arguments), source)
@@ -101,6 +106,14 @@ class Mapper:
         shape = self.program.shapes.get(reference.name) if isinstance(reference, Ref) else None
         if shape is not None and len(shape) != 1:
             raise ValueError("its input has more than two axes: flatten it first")
+
+
+def _refuse_arguments(call: Call, kind: str) -> None:
+    """Raise `ValueError` for an argument that no reader of the operator knows. None is the default of an argument."""
+    known = _ARGUMENTS.get(kind, ("self",))
+    unknown = [name for name, value in call.arguments.items() if value is not None and name not in known]
+    if unknown:
+        raise ValueError(f"{unknown[0]}={call.arguments[unknown[0]]!r} is unknown")
 
 
 def _linear(mapper: Mapper, call: Call, kind: str) -> None:
@@ -142,6 +155,8 @@ def _arithmetic(mapper: Mapper, call: Call, kind: str) -> None:
     alpha = float(call.arguments.get("alpha", 1))
     left, right = mapper.constant(call, "self"), mapper.constant(call, "other")
     if kind == "rsub":
+        if right is None:
+            raise ValueError("it subtracts one value of the rows from another")
         _affine(mapper, call, kind, "self", -alpha, right)
     elif left is None and right is None:
         first, second = mapper.value(call, "self"), mapper.value(call, "other")
@@ -219,12 +234,17 @@ def _softmax(mapper: Mapper, call: Call, kind: str) -> None:
     mapper.require_row(call, "self")
     if call.arguments.get("dim") not in (1, -1):
         raise ValueError("it does not normalise the columns")
+    if call.arguments.get("dtype") not in _WIDE:
+        raise ValueError("it rounds the numbers to another type")
     mapper.add(call, kind, Softmax(log=kind == "log_softmax"), mapper.value(call, "self"))
 
 
 def _softplus(arguments: dict[str, Any]) -> Activation:
     if arguments.get("beta", 1) != 1:
         raise ValueError("beta is not 1")
+    # Above the threshold, PyTorch returns its input. From 20 on, the difference is smaller than a float32 shows.
+    if arguments.get("threshold", 20) < 20:
+        raise ValueError("threshold is less than 20")
     return Activation("softplus")
 
 
@@ -294,6 +314,38 @@ _OPERATORS: dict[str, Callable[[Mapper, Call, str], None]] = {
     "sub": _arithmetic,
     "unsqueeze": _same,
     "view": _same,
+}
+# The arguments that the reader of each operator knows: the ones that it reads, and the ones that change no result. For
+# any other operator, the only argument is `self`.
+_ARGUMENTS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("add", "sub", "rsub"), ("self", "other", "alpha")),
+    **dict.fromkeys(("mul", "div", "matmul"), ("self", "other")),
+    **dict.fromkeys(("dropout", "alpha_dropout", "feature_dropout"), ("input", "p", "train")),
+    **dict.fromkeys(("clone", "contiguous"), ("self", "memory_format")),
+    **dict.fromkeys(("softmax", "log_softmax"), ("self", "dim", "dtype")),
+    **dict.fromkeys(("squeeze", "unsqueeze"), ("self", "dim")),
+    "addmm": ("self", "mat1", "mat2", "alpha", "beta"),
+    "batch_norm": (
+        *("input", "weight", "bias", "running_mean", "running_var"),
+        *("training", "momentum", "eps", "cudnn_enabled"),
+    ),
+    "cat": ("tensors", "dim"),
+    "celu": ("self", "alpha"),
+    "clamp": ("self", "min", "max"),
+    "clamp_max": ("self", "max"),
+    "clamp_min": ("self", "min"),
+    "elu": ("self", "alpha", "scale", "input_scale"),
+    "flatten": ("self", "start_dim", "end_dim"),
+    "gelu": ("self", "approximate"),
+    "hardtanh": ("self", "min_val", "max_val"),
+    "leaky_relu": ("self", "negative_slope"),
+    "linear": ("input", "weight", "bias"),
+    "mm": ("self", "mat2"),
+    "prelu": ("self", "weight"),
+    "reshape": ("self", "shape"),
+    "slice": ("self", "dim", "start", "end", "step"),
+    "softplus": ("self", "beta", "threshold"),
+    "view": ("self", "size"),
 }
 # The operators that a program may call. `sym_size` returns the number of rows, which the intermediate form does not
 # need.

@@ -26,6 +26,8 @@ _MAX_TEXT = 2**26
 _MAX_ENTRIES = 10_000
 # The NumPy type for each number in torch._export.serde.schema.ScalarType.
 _DTYPES: dict[int, Any] = {5: np.int64, 6: np.float16, 7: np.float32, 8: np.float64, 13: ml_dtypes.bfloat16}
+# Operators that only check the metadata of a tensor, and give no result.
+_CHECKS = ("_assert_tensor_metadata.default",)
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def _read(archive: zipfile.ZipFile) -> Program:
     if len(inputs) != 1 or len(outputs) != 1:
         raise ModelImportError(f"the model has {len(inputs)} inputs and {len(outputs)} outputs, not one")
     return Program(
-        calls=tuple(_call(node) for node in graph["nodes"]),
+        calls=tuple(call for call in map(_call, graph["nodes"]) if call.operator not in _CHECKS),
         input=inputs[0],
         output=outputs[0],
         shapes={
@@ -143,11 +145,14 @@ def _weights(
 
 def _call(node: dict[str, Any]) -> Call:
     arguments = {each["name"]: _argument(each["arg"]) for each in node["inputs"]}
+    operator = str(node["target"]).removeprefix("torch.ops.aten.")
+    if not node["outputs"]:
+        return Call(operator, arguments, "")
     ((kind, output),) = node["outputs"][0].items()
     if kind == "as_tensors":
         output = output[0]
     name = output.get("name") or output.get("as_name") or ""
-    return Call(str(node["target"]).removeprefix("torch.ops.aten."), arguments, str(name))
+    return Call(operator, arguments, str(name))
 
 
 def _argument(argument: dict[str, Any]) -> Any:
