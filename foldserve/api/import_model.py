@@ -62,14 +62,14 @@ def import_model(
     from foldserve.training.imports.imported import Options
     from foldserve.training.imports.pipeline import ImportPlan, run
 
-    options = Options(tuple(features), tuple(labels), output, keep_unknown, Path(layers) if layers else None)
+    known = ranges if isinstance(ranges, Mapping) else {} if ranges is None else {"": ranges}
+    options = Options(tuple(features), tuple(labels), output, keep_unknown, Path(layers) if layers else None, known)
     is_file = isinstance(model, str | os.PathLike)
     try:
         given, source = open_table(data, target) if data is not None else (None, None)
         if given is not None:
             given = replace(given, target=given.target if target is not None else None, drop=tuple(drop))
         imported = read_model(Path(model), options) if is_file else read_object(model, options)
-        known = ranges if isinstance(ranges, Mapping) else {} if ranges is None else {"": ranges}
         written = run(imported, ImportPlan(name, Path(models), given, known, seed), source)
     except (DataError, InvalidInput, SourceError) as error:
         raise DataError(in_python(str(error))) from error

@@ -99,10 +99,11 @@ def _import(parsed: argparse.Namespace) -> None:
         output=parsed.output,
         keep_unknown=parsed.keep_unknown,
         layers=parsed.layers,
+        ranges=parse_ranges(parsed.ranges),
     )
     given = {name: vars(parsed)[name] for name in _TABLE_OPTIONS if name in parsed}
     data = _read_options(parsed.data, given) if parsed.data is not None else None
-    plan = ImportPlan(parsed.name, parsed.models, data, parse_ranges(parsed.ranges), parsed.seed)
+    plan = ImportPlan(parsed.name, parsed.models, data, options.ranges, parsed.seed)
     written = run(read_model(parsed.file, options), plan)
     findings, notes = "", written.notes
     if written.evidence is not None:

@@ -17,11 +17,12 @@ import numpy.typing as npt
 from foldserve.service import bundle
 from foldserve.training.certify import certificate
 from foldserve.training.certify.tolerance import allowed_widening, output_tolerance, widen
-from foldserve.training.errors import ParityError
+from foldserve.training.errors import DataError, ParityError
 from foldserve.training.imports.folding import FoldedNetwork
 from foldserve.training.imports.imported import Evaluate, Imported
 from foldserve.training.imports.rows import Rows
 from foldserve.training.imports.write import to_onnx
+from foldserve.training.text import join_some
 
 # The original model evaluates at most `_CHUNK` rows in one call, so that the call takes a limited amount of memory.
 _CHUNK = 4096
@@ -70,8 +71,10 @@ def certify(imported: Imported, folded: FoldedNetwork, rows: Rows, model: bytes)
     sets: Sets = {"random": rows.drawn}
     if len(rows.table.x):
         sets = {"held-out": rows.table.x, **sets}
-    usual = _usual_tolerance(imported, rows, exact)
     expected = {kind: exact(each) for kind, each in sets.items()}
+    for kind, outputs in expected.items():
+        _require_finite(kind, outputs, sets[kind], rows)
+    usual = _usual_tolerance(imported, rows, expected["random"])
     for name, network in (
         ("the layers, as foldserve reads them,", imported.network),
         ("the folded layers", folded.network),
@@ -136,15 +139,33 @@ def _in_chunks(evaluate: Evaluate, rows: npt.NDArray[np.float32]) -> Outputs:
     return np.concatenate([evaluate(rows[i : i + _CHUNK]) for i in range(0, len(rows), _CHUNK)])
 
 
-def _usual_tolerance(imported: Imported, rows: Rows, exact: certificate.Predict) -> bundle.Tolerance:
+def _require_finite(kind: certificate.RowKind, outputs: Outputs, inputs: certificate.Rows, rows: Rows) -> None:
+    """Raise `DataError` if the original gives NaN or infinity for a row, because no other model can be compared."""
+    bad = np.flatnonzero(~np.isfinite(outputs).all(1))
+    if not len(bad):
+        return
+    first = int(bad[0])
+    number = "infinity" if np.isinf(outputs[first]).any() else "NaN"
+    named = zip(rows.features, inputs[first].tolist(), strict=True)
+    values = join_some([f"{feature.name}={value:.3g}" for feature, value in named], 4)
+    where = f"row {first + 1} of {rows.table.source}" if kind == "held-out" else "a random row"
+    remedy = "use --ranges with values that the model accepts"
+    if len(rows.table.x):
+        remedy = "leave out such rows" if kind == "held-out" else "use --ranges in place of --data"
+    raise DataError(
+        f"the original gives {number} for {where} ({values}), and for {len(bad)} of {len(inputs)} rows: {remedy}"
+    )
+
+
+def _usual_tolerance(imported: Imported, rows: Rows, random: Outputs) -> bundle.Tolerance:
     """Return the usual tolerance for the outputs of the model.
 
     For a regression, the unit of the tolerance is the standard deviation of the target, or of the outputs if there is
-    no target.
+    no target. random: the outputs of the reference for the random rows.
     """
     if imported.task == "classification":
         return output_tolerance(0.0, 1.0)
-    values = rows.table.y if len(rows.table.y) else exact(rows.drawn)
+    values = rows.table.y if len(rows.table.y) else random
     return output_tolerance(float(values.mean()), float(values.std()) or 1.0)
 
 

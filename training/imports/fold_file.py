@@ -5,6 +5,7 @@ The input and the output of the model keep their names.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,8 @@ class FoldedFile:
 def fold_file(source: Path, target: Path, options: Options) -> FoldedFile:
     """Fold the ONNX file `source`, and write the result to `target` if both files give the same outputs.
 
-    The outputs are compared on random rows from a standard normal distribution. The usual tolerance of a certificate
-    applies, and `allowed_widening` may widen this tolerance. Raises `ModelImportError`, `FoldError`, `ExportError` or
+    The outputs are compared on the random rows of `_choose_rows`. The usual tolerance of a certificate applies, and
+    `allowed_widening` may widen this tolerance. Raises `ModelImportError`, `FoldError`, `ExportError` or
     `ParityError`. If an error occurs, nothing is written.
     """
     if source.suffix.lower() != ".onnx" and source.suffix.lower() in FRONT_ENDS:
@@ -67,11 +68,11 @@ def fold_file(source: Path, target: Path, options: Options) -> FoldedFile:
     folded = fold(context.builder.network(value.name))
     feed, shape = inputs.feeds[0].name, inputs.feeds[0].shape
     content = write_network(folded.network, feed, inputs.output, shape=shape)
-    rows = np.random.default_rng(0).normal(size=(_ROWS, *shape)).astype(np.float32)
-    expected = run_reference(model, inputs.output, lambda x: {feed: x.astype(np.float64)})(rows).reshape(_ROWS, -1)
+    reference = run_reference(model, inputs.output, lambda x: {feed: x.astype(np.float64)})
+    rows, expected = _choose_rows(reference, shape)
     session = open_cpu(content)
     outputs = session.run(None, {feed: rows})[0]
-    original = run_original(model, inputs.output, lambda x: {feed: x})(rows).reshape(_ROWS, -1)
+    original = run_original(model, inputs.output, lambda x: {feed: x})(rows).reshape(len(rows), -1)
     parity, notes = _compare(expected, outputs, original)
     try:
         replace_file(target, content)
@@ -79,6 +80,26 @@ def fold_file(source: Path, target: Path, options: Options) -> FoldedFile:
         raise ModelImportError(f"can't write {target}: {error.strerror}") from error
     sizes = len(model.graph.node), len(onnx.load_from_string(content).graph.node)
     return FoldedFile(folded.report, (*inputs.notes, *context.notes, *notes), sizes, parity)
+
+
+def _choose_rows(reference: Callable[[Array], Array], shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Return `_ROWS` random rows for which the reference gives finite numbers, and the numbers.
+
+    If the reference gives NaN or infinity for a row, as the logarithm of a number below 0 does, a row of positive
+    numbers takes the place of this row. Raises `ModelImportError` if too few rows give finite numbers.
+    """
+    rows = np.random.default_rng(0).normal(size=(_ROWS, *shape)).astype(np.float32)
+    expected = reference(rows).reshape(_ROWS, -1)
+    bad = ~np.isfinite(expected).all(1)
+    if bad.any():
+        rows[bad] = abs(rows[bad])
+        expected = reference(rows).reshape(_ROWS, -1)
+    if not np.isfinite(expected).all():
+        raise ModelImportError(
+            "the original gives NaN or infinity for random rows of a standard normal distribution, also for positive "
+            "ones: use import with --ranges"
+        )
+    return rows, expected
 
 
 def _compare(expected: Array, folded: Array, original: Array) -> tuple[Parity, tuple[str, ...]]:

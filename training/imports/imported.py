@@ -5,7 +5,7 @@ Every front end returns an `Imported`. The module does not depend on a file form
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class Options:
     labels of the classes in the order of the outputs; if empty, the labels come from the file. output: for a model with
     several outputs, the name of one output; "" chooses the output with scores. keep_unknown: whether an unknown ONNX
     operator is kept unchanged. layers: a text file with the output of `print(model)`, for a file that has only weights.
+    ranges: the ranges of the features by name, as in `ImportPlan`.
     """
 
     features: tuple[str, ...] = ()
@@ -39,6 +40,7 @@ class Options:
     output: str = ""
     keep_unknown: bool = False
     layers: Path | None = None
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

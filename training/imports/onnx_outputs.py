@@ -6,7 +6,7 @@ layers to the network, and applies the same arithmetic to the outputs of the ref
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -54,7 +54,9 @@ def finish(
         task, name, last, labels, notes = _finish_one(context, name, labels)
     else:
         are_scores = inputs.output not in {info.name for info in model.graph.output}
-        task, name, last, labels, notes = _finish_scores(context, columns, name, labels, are_scores=are_scores)
+        task, name, last, labels, notes = _finish_scores(
+            context, columns, name, labels, are_scores=are_scores, ranges=options.ranges
+        )
     feeds = partial(make_feeds, inputs.feeds, columns)
     notes = [*inputs.notes, *context.notes, *renamed, *notes]
     reference = f"the ReferenceEvaluator of onnx {onnx.__version__}, float64, original graph"
@@ -126,11 +128,18 @@ def _flat(last: Last, rows: int, outputs: Array) -> Array:
 
 
 def _finish_scores(
-    context: Context, columns: tuple[Column, ...], name: str, labels: tuple[Label, ...], *, are_scores: bool
+    context: Context,
+    columns: tuple[Column, ...],
+    name: str,
+    labels: tuple[Label, ...],
+    *,
+    are_scores: bool,
+    ranges: Mapping[str, tuple[float, float]],
 ) -> _Finished:
     """Add the last layers for several outputs.
 
-    are_scores: whether the file computes the class from the outputs; if it does, the outputs may be logits.
+    are_scores: whether the file computes the class from the outputs; if it does, the outputs may be logits. ranges: as
+    in `Options`.
 
     Raises `ModelImportError` if the outputs are neither probabilities nor logits.
     """
@@ -142,7 +151,7 @@ def _finish_scores(
     if isinstance(final, Softmax) and final.log:
         source = network.nodes[-1].inputs[0]
         return "classification", builder.add(f"{name}.exp", "Softmax", Softmax(), source), np.exp, labels, notes
-    if _gives_probabilities(network, columns):
+    if isinstance(final, Softmax) or _gives_probabilities(network, columns, ranges):
         return "classification", name, _same, labels, notes
     if find_mass(network) is not None:
         raise ModelImportError(
@@ -188,15 +197,28 @@ def _binary(outputs: Array) -> Array:
     return _both(special.expit(outputs))
 
 
-def _gives_probabilities(network: Network, columns: tuple[Column, ...]) -> bool:
-    """Whether the outputs of a row are from 0 to 1 and add up to 1. The function checks some random rows."""
+def _gives_probabilities(
+    network: Network, columns: tuple[Column, ...], ranges: Mapping[str, tuple[float, float]]
+) -> bool:
+    """Whether the outputs of a row are from 0 to 1 and add up to 1.
+
+    The function checks some random rows. It leaves out the rows for which the network gives NaN, and raises
+    `ModelImportError` if no row remains.
+    """
     generator = np.random.default_rng(0)
     rows = generator.normal(size=(_TRIAL_ROWS, len(columns))) * 10.0 ** generator.integers(-2, 3, (_TRIAL_ROWS, 1))
+    rows[::2] = abs(rows[::2])  # a logarithm needs positive numbers
     for i, column in enumerate(columns):
+        limits = ranges.get(column.name, ranges.get(""))
         if column.categories:
             rows[:, i] = generator.integers(0, len(column.categories) + 1, _TRIAL_ROWS)
+        elif limits is not None:
+            rows[:, i] = generator.uniform(*limits, _TRIAL_ROWS)
     with np.errstate(all="ignore"):
         outputs = network.evaluate(rows)
+    outputs = outputs[np.isfinite(outputs).all(1)]
+    if not len(outputs):
+        raise ModelImportError("the model gives NaN for all random rows: use --ranges with values that it accepts")
     return bool((outputs >= -1e-9).all() and (abs(outputs.sum(1) - 1) < 1e-6).all())
 
 

@@ -126,6 +126,51 @@ def test_fold_refuses_a_file_of_another_format_in_one_line(tmp_path, capsys):
     assert capsys.readouterr().err.endswith("model.keras is not an ONNX file: fold reads only ONNX; use import\n")
 
 
+def function_and_dense(kind, outputs, *constants):
+    """A model with a function that is not defined for negative numbers. With several outputs, a softmax follows."""
+    model = Model()
+    model.add(kind, *constants)
+    model.dense(np.random.default_rng(0), 4, outputs)
+    if outputs > 1:
+        model.add("Softmax")
+    return model.build()
+
+
+@pytest.mark.parametrize(("kind", "constants"), [("Log", ()), ("Sqrt", ()), ("Pow", (np.float32(0.5),))])
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_a_function_of_positive_numbers_needs_ranges_of_positive_numbers(tmp_path, capsys, kind, constants, outputs):
+    path = tmp_path / "net.onnx"
+    onnx.save(function_and_dense(kind, outputs, *constants), path)
+    command = ["import", str(path), "--name", "net", "--models", str(tmp_path)]
+    assert main([*command, "--ranges=-1:3"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"the original gives NaN for a random row \(x_0=.*use --ranges with values that the model", line)
+    assert not (tmp_path / "net").exists()
+    assert main([*command, "--ranges=0.1:3"]) == 0
+    assert main(["fold", str(path), "-o", str(tmp_path / "folded.onnx")]) == 0
+
+
+def test_rows_of_a_table_without_an_output_are_named(tmp_path, capsys):
+    path, table = tmp_path / "net.onnx", tmp_path / "rows.csv"
+    onnx.save(function_and_dense("Log", 1), path)
+    pd.DataFrame({"a": [1.5, 2.5, -3.5], "b": 1.5, "c": [2.5, 1.5, 3.5], "d": 2.5}).to_csv(table, index=False)
+    assert main(["import", str(path), "--name", "net", "--models", str(tmp_path), "--data", str(table)]) == 1
+    assert re.search(r"NaN for row 3 of .*rows.csv \(a=-3.5.*leave out such rows", capsys.readouterr().err)
+
+
+def test_fold_refuses_a_model_without_a_finite_output_in_one_line(tmp_path, capsys):
+    model = Model()
+    model.add("Sub", np.float32(100))
+    model.add("Log")
+    model.dense(np.random.default_rng(0), 4, 1)
+    onnx.save(model.build(), tmp_path / "net.onnx")
+    assert main(["fold", str(tmp_path / "net.onnx"), "-o", str(tmp_path / "folded.onnx")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "gives NaN or infinity for random rows" in line
+    assert "use import with --ranges" in line
+    assert not (tmp_path / "folded.onnx").exists()
+
+
 def test_a_refusal_of_fold_says_how_far_the_original_in_float32_is(tmp_path, capsys):
     model = Model(1)
     # The two columns of the first Gemm differ by 1e-6. For values of about 1, float32 keeps few digits of a difference

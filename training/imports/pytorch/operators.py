@@ -315,6 +315,7 @@ _OPERATORS: dict[str, Callable[[Mapper, Call, str], None]] = {
     "unsqueeze": _same,
     "view": _same,
 }
+_SPEED = ("cudnn_enabled",)
 # The arguments that the reader of each operator knows: the ones that it reads, and the ones that change no result. For
 # any other operator, the only argument is `self`.
 _ARGUMENTS: dict[str, tuple[str, ...]] = {
@@ -325,10 +326,7 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("softmax", "log_softmax"), ("self", "dim", "dtype")),
     **dict.fromkeys(("squeeze", "unsqueeze"), ("self", "dim")),
     "addmm": ("self", "mat1", "mat2", "alpha", "beta"),
-    "batch_norm": (
-        *("input", "weight", "bias", "running_mean", "running_var"),
-        *("training", "momentum", "eps", "cudnn_enabled"),
-    ),
+    "batch_norm": ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps", *_SPEED),
     "cat": ("tensors", "dim"),
     "celu": ("self", "alpha"),
     "clamp": ("self", "min", "max"),
