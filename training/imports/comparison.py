@@ -72,8 +72,7 @@ def certify(imported: Imported, folded: FoldedNetwork, rows: Rows, model: bytes)
     if len(rows.table.x):
         sets = {"held-out": rows.table.x, **sets}
     expected = {kind: exact(each) for kind, each in sets.items()}
-    for kind, outputs in expected.items():
-        _require_finite(kind, outputs, sets[kind], rows)
+    _require_finite(expected, sets, rows)
     usual = _usual_tolerance(imported, rows, expected["random"])
     for name, network in (
         ("the layers, as foldserve reads them,", imported.network),
@@ -95,11 +94,15 @@ def certify(imported: Imported, folded: FoldedNetwork, rows: Rows, model: bytes)
             found = certificate.compare(exact, imported.reference, candidates, model, allowed, sets, widened=factor)
         except ParityError as error:
             if factor == factors[-1]:
-                raise ParityError(f"{error}; {_describe(rounding)}") from error
+                raise ParityError(f"{error}; {describe_rounding(rounding)}") from error
         else:
             break
     notes = [widened_note(factor, rounding)] if factor > 1 else []
-    notes += [f"{name}, is not within the tolerance: {_describe(rounding)}" for name in runs if name not in kept]
+    left_out = {name: each.worst(usual) for name, each in runs.items() if name not in kept}
+    notes += [
+        f"{name}, is not within the tolerance: {describe_rounding(worst, imported.narrow)}"
+        for name, worst in left_out.items()
+    ]
     return Compared(found, certificate.golden(exact, rows.drawn), tuple(notes))
 
 
@@ -108,10 +111,16 @@ def widened_note(factor: float, rounding: float) -> str:
 
     rounding: the rounding error of the unfolded model in float32, as a share of the usual tolerance.
     """
-    return f"the tolerance is {factor:.2g} times the usual one: {_describe(rounding)}"
+    return f"the tolerance is {factor:.2g} times the usual one: {describe_rounding(rounding)}"
 
 
-def _describe(rounding: float) -> str:
+def describe_rounding(rounding: float, narrow: str = "") -> str:
+    """Return a text that says how much the original or the unfolded model rounds, as a share of the usual tolerance.
+
+    narrow: as in `Imported`.
+    """
+    if narrow:
+        return f"the file rounds more than float32 does ({narrow}), by {rounding:.2g} times the usual tolerance"
     return f"before folding, the model in float32 differs from float64 by {rounding:.2g} times the usual tolerance"
 
 
@@ -124,12 +133,13 @@ def _rounding(
 ) -> float:
     """Return the rounding error of the model in float32 before folding, as a share of the usual tolerance.
 
-    If the reference does not depend on how foldserve reads the model, return the error of the original in its own
-    runtime. If the reference depends on how foldserve reads the model, return the error of the unfolded layers in ONNX
+    If the reference does not depend on how foldserve reads the model, and the original computes in float32, return the
+    error of the original in its own runtime. If the original rounds more than float32 does, or if the reference depends
+    on how foldserve reads the model, return the error of the unfolded layers in ONNX
     Runtime, because the error of the original would also contain any mistake that foldserve made when it read the
     model.
     """
-    if imported.is_independent:
+    if imported.is_independent and not imported.narrow:
         return max((each.worst(usual) for each in runs.values()), default=0.0)
     unfolded = certificate.onnx_runtime_cpu(to_onnx(imported.network, imported.task))
     return _Runs.of(unfolded, sets, expected).worst(usual)
@@ -139,11 +149,13 @@ def _in_chunks(evaluate: Evaluate, rows: npt.NDArray[np.float32]) -> Outputs:
     return np.concatenate([evaluate(rows[i : i + _CHUNK]) for i in range(0, len(rows), _CHUNK)])
 
 
-def _require_finite(kind: certificate.RowKind, outputs: Outputs, inputs: certificate.Rows, rows: Rows) -> None:
+def _require_finite(expected: dict[certificate.RowKind, Outputs], sets: Sets, rows: Rows) -> None:
     """Raise `DataError` if the original gives NaN or infinity for a row, because no other model can be compared."""
-    bad = np.flatnonzero(~np.isfinite(outputs).all(1))
-    if not len(bad):
+    found = {kind: np.flatnonzero(~np.isfinite(outputs).all(1)) for kind, outputs in expected.items()}
+    kind = next((kind for kind, bad in found.items() if len(bad)), None)
+    if kind is None:
         return
+    bad, outputs, inputs = found[kind], expected[kind], sets[kind]
     first = int(bad[0])
     number = "infinity" if np.isinf(outputs[first]).any() else "NaN"
     named = zip(rows.features, inputs[first].tolist(), strict=True)

@@ -18,14 +18,14 @@ from foldserve.service.bundle import Folding, Parity, replace_file
 from foldserve.service.runtime.session import open_cpu
 from foldserve.training.certify.tolerance import allowed_widening, output_tolerance, widen
 from foldserve.training.errors import ModelImportError, ParityError
-from foldserve.training.imports.comparison import widened_note
+from foldserve.training.imports.comparison import describe_rounding, widened_note
 from foldserve.training.imports.folding import fold
 from foldserve.training.imports.front_ends import FRONT_ENDS
 from foldserve.training.imports.imported import Options
 from foldserve.training.imports.onnx_file import read_file
 from foldserve.training.imports.onnx_inputs import read_inputs
 from foldserve.training.imports.onnx_model import translate
-from foldserve.training.imports.onnx_reference import run_original, run_reference
+from foldserve.training.imports.onnx_reference import find_narrow, run_original, run_reference
 from foldserve.training.imports.onnx_values import Constant, Raw, Stacked
 from foldserve.training.imports.write import write_network
 
@@ -73,7 +73,7 @@ def fold_file(source: Path, target: Path, options: Options) -> FoldedFile:
     session = open_cpu(content)
     outputs = session.run(None, {feed: rows})[0]
     original = run_original(model, inputs.output, lambda x: {feed: x})(rows).reshape(len(rows), -1)
-    parity, notes = _compare(expected, outputs, original)
+    parity, notes = _compare(expected, outputs, original, find_narrow(model, inputs.needed))
     try:
         replace_file(target, content)
     except OSError as error:
@@ -102,22 +102,26 @@ def _choose_rows(reference: Callable[[Array], Array], shape: tuple[int, ...]) ->
     return rows, expected
 
 
-def _compare(expected: Array, folded: Array, original: Array) -> tuple[Parity, tuple[str, ...]]:
+def _compare(expected: Array, folded: Array, original: Array, narrow: str) -> tuple[Parity, tuple[str, ...]]:
     """Compare the outputs of the folded file with the reference `expected`, and return the differences, and notes for
     the user.
 
     original: the outputs of the original file in float32. If `original` differs from the reference too,
-    `allowed_widening` may widen the tolerance. Raises `ParityError`.
+    `allowed_widening` may widen the tolerance. narrow: as in `Imported`. If `narrow` is not "", the
+    tolerance does not change. Raises `ParityError`.
     """
     usual = output_tolerance(float(expected.mean()), float(expected.std()) or 1.0)
     parity, own = usual.measure(expected, folded), usual.measure(expected, original)
     if parity.worst <= 1:
-        return parity, ()
-    factor = allowed_widening(own.worst)
+        if not narrow or own.worst <= 1:
+            return parity, ()
+        return parity, (f"the original is not within the tolerance: {describe_rounding(own.worst, narrow)}",)
+    factor = 1.0 if narrow else allowed_widening(own.worst)
     if parity.worst > factor:
+        why = f" ({narrow})" if narrow else ""
         raise ParityError(
             f"the folded model differs from the original in float64 by {parity.max_absolute:.3g}, "
             f"{parity.worst:.3g} times the tolerance; the original in float32 differs from it by "
-            f"{own.max_absolute:.3g}, {own.worst:.3g} times the tolerance; nothing is written"
+            f"{own.max_absolute:.3g}, {own.worst:.3g} times the tolerance{why}; nothing is written"
         )
     return widen(usual, factor).measure(expected, folded), (widened_note(factor, own.worst),)

@@ -56,7 +56,8 @@ class Imported:
     model in float64. reference: a text for the user that describes the arithmetic of `evaluate`. float32: maps the name
     of each runtime to a function that runs the original model in float32. The certificate also compares the outputs of
     these functions with the reference. ranges: the typical ranges of the features, float64 [features, 2]. A feature
-    without a typical range has NaN. whole: the indices of the features whose values must be whole numbers. notes: facts
+    without a typical range has NaN. narrow: names the part of the original that rounds more than float32 does, or
+    "". whole: the indices of the features whose values must be whole numbers. notes: facts
     that the user should know, one sentence each.
     """
 
@@ -73,6 +74,7 @@ class Imported:
     evaluate: Evaluate
     float32: dict[str, Evaluate] = field(default_factory=dict)
     ranges: Array | None = None
+    narrow: str = ""
     whole: frozenset[int] = frozenset()
     notes: tuple[str, ...] = ()
 

@@ -24,7 +24,7 @@ from foldserve.training.imports.imported import Evaluate, Imported, Options
 from foldserve.training.imports.layers import Affine, Concat, Dense, Softmax
 from foldserve.training.imports.meaning import choose_names, default_labels, find_mass, unnamed_logits
 from foldserve.training.imports.onnx_inputs import Inputs
-from foldserve.training.imports.onnx_reference import make_feeds, run_original, run_reference
+from foldserve.training.imports.onnx_reference import find_narrow, make_feeds, run_original, run_reference
 from foldserve.training.imports.onnx_values import Constant, Context, Numbers, RawColumn, Truth, attributes
 from foldserve.training.table.schema import Column
 
@@ -77,6 +77,7 @@ def finish(
         reference=reference,
         evaluate=evaluate,
         float32=float32,
+        narrow=find_narrow(model, inputs.needed),
         whole=frozenset(i for i, column in enumerate(context.columns) if column.is_whole),
         notes=tuple(dict.fromkeys(notes)),
     )

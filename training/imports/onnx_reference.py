@@ -7,7 +7,7 @@ intermediate form.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from foldserve.training.imports.onnx_constants import widen
 from foldserve.training.table.schema import Column
 
 _NARROW = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_HALVES: dict[int, str] = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
 _UNSEEN = "(a category that the model does not know)"
 
 Rows = npt.NDArray[np.float32]
@@ -101,6 +102,23 @@ def run_original(
         return np.concatenate(parts)[: len(rows)]
 
     return evaluate
+
+
+def find_narrow(model: onnx.ModelProto, needed: Collection[str]) -> str:
+    """Return a text that names the part of the original that rounds more than float32 does, or "" for no such part.
+
+    needed: the names of the tensors that the output needs.
+    """
+    for node in model.graph.node:
+        to = next((each.i for each in node.attribute if each.name == "to"), None)
+        if node.op_type == "Cast" and to in _HALVES and node.output[0] in needed:
+            return f"Cast {node.name or node.output[0]!r} rounds to {_HALVES[to]}"
+    numbers = [(each.name, each.data_type) for each in model.graph.initializer]
+    numbers += [(each.name, each.type.tensor_type.elem_type) for each in model.graph.input]
+    for name, kind in numbers:
+        if kind in _HALVES and name in needed:
+            return f"the tensor {name!r} is {_HALVES[kind]}"
+    return ""
 
 
 def cut(model: onnx.ModelProto, output: str) -> onnx.ModelProto:

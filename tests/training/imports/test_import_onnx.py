@@ -214,6 +214,22 @@ def test_a_tolerance_grows_only_with_the_rounding_of_the_original_and_says_so(tm
     assert all(measured.parity.worst <= 1 for measured in certificate.measurements)
 
 
+def test_a_note_names_the_cast_that_rounds_more_than_float32(tmp_path, capsys):
+    path, model = tmp_path / "model.onnx", Model()
+    model.add("Cast", to=onnx.TensorProto.FLOAT16)
+    model.add("Cast", to=onnx.TensorProto.FLOAT)
+    model.dense(np.random.default_rng(0), 4, 1)
+    onnx.save(model.build(), path)
+    assert main(["import", str(path), "--name", "model", "--models", str(tmp_path), "--ranges=-3:3"]) == 0
+    assert main(["fold", str(path), "-o", str(tmp_path / "folded.onnx")]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if "is not within the tolerance" in line]
+    assert len(notes) == 2
+    for note in notes:
+        assert "the file rounds more than float32 does (Cast 'cast0' rounds to float16), by " in note
+        assert "the model in float32 differs" not in note
+    assert bundle.read(tmp_path / "model" / "1").manifest.certificate.widened == 1
+
+
 def test_a_model_of_one_row_runs_in_onnx_runtime_row_by_row(tmp_path, capsys):
     model = Model(4)
     model.dense(np.random.default_rng(0), 4, 1)
