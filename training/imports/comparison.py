@@ -161,9 +161,9 @@ def _require_finite(expected: dict[certificate.RowKind, Outputs], sets: Sets, ro
     named = zip(rows.features, inputs[first].tolist(), strict=True)
     values = join_some([f"{feature.name}={value:.3g}" for feature, value in named], 4)
     where = f"row {first + 1} of {rows.table.source}" if kind == "held-out" else "a random row"
-    remedy = "use --ranges with values that the model accepts"
+    remedy = "give values that the model accepts with --ranges"
     if len(rows.table.x):
-        remedy = "leave out such rows" if kind == "held-out" else "use --ranges in place of --data"
+        remedy = "leave out such rows" if kind == "held-out" else "leave out --data, and give ranges with --ranges"
     raise DataError(
         f"the original gives {number} for {where} ({values}), and for {len(bad)} of {len(inputs)} rows: {remedy}"
     )

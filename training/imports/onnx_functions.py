@@ -14,6 +14,8 @@ from foldserve.training.imports.layers import Activation, Affine, Impute, IsMiss
 from foldserve.training.imports.onnx_operators import constant, constant_or_attribute, operator, required, spread
 from foldserve.training.imports.onnx_values import Constant, Context, Numbers, Raw, Refused, Truth, Value, width
 
+# Exporters write a limit of this size, such as the largest float32, for a column without a limit.
+_NO_LIMIT = 1e30
 # For each ONNX operator: the function of the intermediate form, and the defaults of the operator's attributes.
 _FUNCTIONS: dict[str, tuple[str, dict[str, float]]] = {
     "Relu": ("relu", {}),
@@ -106,14 +108,18 @@ def _clip_columns(
 ) -> Numbers:
     """Translate a limit for each column: max(x, c) = c + relu(x - c), and min(x, c) = c - relu(c - x).
 
-    Folding moves the affine steps of the translation into the neighbouring layers.
+    A column whose limit is at least `_NO_LIMIT` away from 0 keeps its values: a PRelu with the slope 1 takes the place
+    of the relu. Folding moves the affine steps of the translation into the neighbouring layers.
     """
     name, columns = rows.name, width(rows.shape)
     for limit, sign in ((low, 1.0), (high, -1.0)):
         if limit is not None:
             c = spread(limit, rows)
+            is_free = sign * c <= -_NO_LIMIT
+            c = np.where(is_free, 0.0, c)
             distance = context.add(node, context.make(partial(Affine.of, sign, c, 0.0, columns)), name)
-            positive = context.add(node, Activation("relu"), distance)
+            layer = PRelu(is_free.astype(np.float64)) if is_free.any() else Activation("relu")
+            positive = context.add(node, layer, distance)
             name = context.add(node, context.make(partial(Affine.of, sign, 0.0, c, columns)), positive)
     return Numbers(name, rows.shape)
 

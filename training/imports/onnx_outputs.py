@@ -219,7 +219,7 @@ def _gives_probabilities(
         outputs = network.evaluate(rows)
     outputs = outputs[np.isfinite(outputs).all(1)]
     if not len(outputs):
-        raise ModelImportError("the model gives NaN for all random rows: use --ranges with values that it accepts")
+        raise ModelImportError("the model gives NaN for all random rows: give values that it accepts with --ranges")
     return bool((outputs >= -1e-9).all() and (abs(outputs.sum(1) - 1) < 1e-6).all())
 
 

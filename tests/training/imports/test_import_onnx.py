@@ -144,10 +144,18 @@ def test_a_function_of_positive_numbers_needs_ranges_of_positive_numbers(tmp_pat
     command = ["import", str(path), "--name", "net", "--models", str(tmp_path)]
     assert main([*command, "--ranges=-1:3"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(r"the original gives NaN for a random row \(x_0=.*use --ranges with values that the model", line)
+    assert re.search(
+        r"the original gives NaN for a random row \(x_0=.*give values that the model accepts with --ranges$", line
+    )
     assert not (tmp_path / "net").exists()
     assert main([*command, "--ranges=0.1:3"]) == 0
     assert main(["fold", str(path), "-o", str(tmp_path / "folded.onnx")]) == 0
+
+
+def test_import_model_names_its_own_argument_for_the_ranges(tmp_path):
+    onnx.save(function_and_dense("Log", 1), tmp_path / "net.onnx")
+    with pytest.raises(foldserve.DataError, match=r"give values that the model accepts with ranges$"):
+        foldserve.import_model(tmp_path / "net.onnx", name="net", models=tmp_path, ranges=(-1, 3))
 
 
 def test_rows_of_a_table_without_an_output_are_named(tmp_path, capsys):

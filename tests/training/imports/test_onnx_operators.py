@@ -29,6 +29,8 @@ GRAPHS = {
     "Min": "y = Min (half, x)",
     "Max of columns": "y = Max (x, limits)",
     "Min of columns": "y = Min (limits, x)",
+    "Max of columns without a limit": "y = Max (x, lowest)",
+    "Min of columns without a limit": "y = Min (highest, x)",
     "Pow -1": "positive = Abs (x)  above = Add (positive, half)  y = Pow (above, minus)",
     "Pow 1.7": "positive = Abs (x)  y = Pow (positive, odd)",
     "Pow 5": "y = Pow (x, five)",
@@ -47,7 +49,8 @@ GRAPHS = {
 }
 _GRAPH = """<ir_version: 8, opset_import: ["" : 18]>
 test (float[rows, 3] x) => (float[rows, 3] y)
-<float[3] limits = {-0.5, 0.25, 1.0}, float minus = {-1.0}, float odd = {1.7}, float five = {5.0}, float half = {0.5},
+<float[3] limits = {-0.5, 0.25, 1.0}, float[3] lowest = {-0.5, -3.4e38, 1.0}, float[3] highest = {3.4e38, 0.25, 3.4e38},
+float minus = {-1.0}, float odd = {1.7}, float five = {5.0}, float half = {0.5},
 float[1] one = {1.0}, float two = {2.0}, float three = {3.0}, float[3] medians = {5.0, 6.0, 7.0}>
 """
 

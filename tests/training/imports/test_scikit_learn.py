@@ -218,6 +218,10 @@ REFUSED = [
     (RidgeClassifier(), "it has no probabilities: fit a LogisticRegression"),
     (RandomForestClassifier(2), "this model is not supported; supported are LinearRegression"),
     (make_pipeline(OrdinalEncoder(), Ridge()), "fit it with handle_unknown='use_encoded_value'"),
+    (
+        make_pipeline(OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=np.nan), Ridge()),
+        "an unknown category as NaN; set unknown_value to a number",
+    ),
     (make_pipeline(OneHotEncoder(min_frequency=2), Ridge()), "infrequent categories are not supported"),
     (make_pipeline(SimpleImputer(missing_values=-1), Ridge()), "missing_values is not NaN"),
 ]

@@ -191,12 +191,16 @@ def _ordinal(context: Context, step: Any, value: Value, name: str) -> Value:
             "fit it with handle_unknown='use_encoded_value', unknown_value=-1, and without max_categories",
         )
     unknown, absent = float(step.unknown_value), float(step.encoded_missing_value)
+    if not np.isfinite(unknown):
+        raise refuse(
+            name, "OrdinalEncoder", "it encodes an unknown category as NaN", "set unknown_value to a number, such as -1"
+        )
     parts = []
     for i, categories in enumerate(step.categories_):
         numbers = np.array([absent if _is_missing(each) else float(j) for j, each in enumerate(categories)])
-        if not np.isfinite([*numbers, unknown]).all():
+        if not np.isfinite(numbers).all():
             raise refuse(
-                name, "OrdinalEncoder", "it encodes a category as NaN", "set encoded_missing_value to a number"
+                name, "OrdinalEncoder", "it encodes a missing value as NaN", "set encoded_missing_value to a number"
             )
         encoded = _encode(context, value, i, categories, name, "OrdinalEncoder", ignore=True)
         dense = Dense((numbers - unknown)[None], np.array([unknown]))
