@@ -30,6 +30,7 @@ from foldserve.training.imports.onnx_outputs import finish
 from foldserve.training.imports.onnx_values import Constant, Context, Numbers, Refused, Value, attributes
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_CAN_NOT_KEEP = "--keep-unknown can't keep it either: export the model without it"
 _KEEP = "keep it as it is with --keep-unknown, or export the model without it"
 
 # The attributes that change the result, and that no translation reads: for each operator, the name of the attribute,
@@ -109,7 +110,9 @@ def _translate(
         if keeper is not None and not reason.remedy and (kept := keeper.keep(context, node, values)):
             context.notes.append(f"{node.op_type} {name!r} is kept as it is: {reason}")
             return kept
-        raise refuse(name, node.op_type, str(reason), reason.remedy or _KEEP) from None
+        raise refuse(
+            name, node.op_type, str(reason), reason.remedy or (_KEEP if keeper is None else _CAN_NOT_KEEP)
+        ) from None
 
 
 def _refuse_attributes(kind: str, given: dict[str, Any]) -> None:

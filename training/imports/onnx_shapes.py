@@ -79,7 +79,7 @@ def _cast(
         return [value if is_whole else replace(value, rounded_by=f"{node.op_type} {node.name or node.output[0]!r}")]
     if isinstance(value, Raw) and to == TensorProto.STRING and all(context.columns[c].is_text for c in value.columns):
         return [value]
-    raise Refused("it rounds values, or turns them into texts")
+    raise Refused("it rounds values, or turns them into texts", "export the model without it")
 
 
 def _type_of(context: Context, value: Value) -> int:

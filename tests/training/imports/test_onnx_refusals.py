@@ -105,7 +105,10 @@ UNKNOWN = {
     "several values that may be logits": (model_of("Relu"), "if they are the logits of 4 classes, name the classes"),
     "a cast to integers": (cast_and_back(TensorProto.INT64), "^Cast 'cast0': it rounds numbers that Gemm 'gemm2' "),
     "a cast to int32": (cast_and_back(TensorProto.INT32), "^Cast 'cast0': .*; export the model without it"),
-    "a cast to truth values": (cast_and_back(TensorProto.BOOL), "^Cast 'cast0': it rounds values"),
+    "a cast to truth values": (
+        cast_and_back(TensorProto.BOOL),
+        "^Cast 'cast0': it rounds values, or turns them into texts; export the model without it$",
+    ),
     "a cast to the type of an integer": (cast_like_integers(), "^CastLike 'castlike0': it rounds numbers"),
     "integers joined with numbers": (integers_joined_with_numbers(), "^Cast 'cast0': it rounds numbers"),
     "a reshape that allows no rows": (model_of("Reshape", np.array([-1, 4]), allowzero=1), "its allowzero=1"),
@@ -147,6 +150,20 @@ def test_an_unknown_node_is_kept_on_request_and_folded_around():
     assert kinds == ["Gemm", "LayerNormalization", "Gemm", "Softmax"]
     np.testing.assert_allclose(outputs, run_unoptimised(model.build(), rows), rtol=1e-4, atol=1e-5)
     assert [note for note in imported.notes if "is kept as it is" in note]
+
+
+@pytest.mark.parametrize("to", [TensorProto.BOOL, TensorProto.INT64, TensorProto.INT8])
+def test_a_cast_that_rounds_can_not_be_kept(to):
+    with pytest.raises(ModelImportError, match=r"^Cast 'cast0': it rounds .*; export the model without it"):
+        read(cast_and_back(to), keep_unknown=True)
+
+
+def test_an_unknown_node_with_truth_values_can_not_be_kept():
+    model = Model()
+    model.add("IsNaN")
+    model.add("Not")
+    with pytest.raises(ModelImportError, match=r"^Not 'not1': .*; --keep-unknown can't keep it either"):
+        read(model.build(), keep_unknown=True)
 
 
 def valid():
