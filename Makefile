@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 CLIENTS ?= .venv-clients
+MLSERVER ?= .venv-mlserver
 PAGE ?= .venv-page
 KERAS ?= .venv-keras
 FUZZ ?= .venv-fuzz
@@ -109,11 +110,14 @@ test-fleet: install ## Upgrade, kill and cut off servers behind nginx and HAProx
 	$(BIN)/python -m pytest -m fleet -rP tests/fleet
 
 # The clients have a separate environment, because their pinned versions conflict with the versions in constraints.txt.
-test-clients: install $(CLIENTS)/installed ## Test the server with tritonclient, KServe's client and perf_analyzer
+# MLServer has another environment, because MLServer needs an older FastAPI than the other clients have.
+test-clients: install $(CLIENTS)/installed $(MLSERVER)/installed ## Test the server with Triton's, KServe's and MLServer's clients
 	SERVER_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -W error -m pytest --confcutdir=tests/clients \
-		--ignore=tests/clients/test_triton_grpc.py tests/clients
+		--ignore=tests/clients/test_triton_grpc.py --ignore=tests/clients/test_mlserver.py tests/clients
 	SERVER_PYTHON=$(abspath $(BIN)/python) $(CLIENTS)/bin/python -W error -m pytest --confcutdir=tests/clients \
 		tests/clients/test_triton_grpc.py
+	SERVER_PYTHON=$(abspath $(BIN)/python) $(MLSERVER)/bin/python -W error -m pytest --confcutdir=tests/clients \
+		-k mlserver tests/clients/test_mlserver.py tests/clients/test_docs.py
 
 # Ray has a separate environment, because Ray is a large package.
 test-ray: $(RAY)/installed ## Test foldserve score and Ray Serve on a Ray cluster of two nodes on this machine
@@ -282,6 +286,11 @@ $(CLIENTS)/installed: tests/clients/requirements.txt tests/clients/install_perf_
 	tests/clients/install_perf_analyzer.sh $(CLIENTS)/bin/python || echo "perf_analyzer does not run here: its tests are skipped"
 	@touch $@
 
+$(MLSERVER)/installed: tests/clients/mlserver.txt benchmarks/contenders/mlserver.txt
+	$(PYTHON) -m venv $(MLSERVER)
+	$(MLSERVER)/bin/python -m pip --disable-pip-version-check install --progress-bar on --requirement $<
+	@touch $@
+
 $(RAY)/installed: pyproject.toml constraints.txt tests/cluster/requirements.txt
 	$(PYTHON) -m venv $(RAY)
 	$(PIP:$(BIN)/%=$(RAY)/bin/%) --constraint constraints.txt --requirement tests/cluster/requirements.txt \
@@ -302,4 +311,4 @@ $(FUZZ)/installed: tests/fuzz/requirements.txt
 	@touch $@
 
 clean: ## Remove the environments, caches and models that these targets made
-	rm -rf $(VENV) $(CLIENTS) $(KERAS) $(PAGE) $(KUBE) $(RAY) $(FUZZ) .fuzz .schemathesis $(GPU) $(LOCK) $(AUDIT) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(CLIENTS) $(MLSERVER) $(KERAS) $(PAGE) $(KUBE) $(RAY) $(FUZZ) .fuzz .schemathesis $(GPU) $(LOCK) $(AUDIT) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -3,8 +3,9 @@
 Clients of KServe and MLServer send one tensor for each column of a table. The values of a tensor have the same form as
 in the friendly protocol. A category is written as its text or number, and a boolean as true or false. A missing value
 is null in JSON, and NaN in binary. The service interprets a text by the same rules that were used for the training
-table. This module turns the tensors of a request into rows. This module does not depend on other parts of the request,
-or on the answer.
+table. The pandas codec of MLServer writes a column of mixed values as JSON texts, with the content type `pd_json`. This
+module turns the tensors of a request into rows. This module does not depend on other parts of the request, or on the
+answer.
 
 https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md#tensor-data-types
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
@@ -19,6 +20,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import orjson
 
 from foldserve.service.arrays import Rows
 from foldserve.service.bundle import Feature, Manifest
@@ -31,6 +33,7 @@ from foldserve.service.protocols.oip_tensors import DTYPES, checked_numbers
 from foldserve.service.protocols.rows import Columns
 
 _TEXT = "BYTES"
+_JSON_TEXTS = "pd_json"  # the content type of a tensor whose texts are JSON
 # In binary data, the length of each text in bytes comes directly before the text.
 _LENGTH = struct.Struct("<I")
 
@@ -66,6 +69,7 @@ class _Table:
         self._count = 0  # rows
         self._read: dict[str, Rows | None] = {}  # a value is None if the bytes of its column come after the JSON
         self._binary: list[tuple[str, str, Any]] = []  # name, datatype and size of each binary tensor
+        self._json_texts: set[str] = set()  # the names of the tensors whose texts are JSON
 
     def add(self, tensor: Any) -> None:
         """Read one tensor. If the tensor is binary, `finish` reads its bytes later."""
@@ -79,7 +83,10 @@ class _Table:
         datatype = tensor.get("datatype")
         if type(datatype) is not str or (datatype != _TEXT and datatype not in DTYPES):
             raise InvalidInput(f"the datatype of tensor number {place} is not one of the protocol")
-        size = parameters(tensor).get("binary_data_size")
+        options = parameters(tensor)
+        size = options.get("binary_data_size")
+        if datatype == _TEXT and options.get("content_type") == _JSON_TEXTS:
+            self._json_texts.add(name)
         data = tensor.get("data")
         column = self._model.columns.get(name)
         self._read[name] = None
@@ -90,7 +97,7 @@ class _Table:
         elif type(data) is not list:
             raise InvalidInput(f'tensor number {place} has neither an array "data" nor a binary_data_size')
         elif column is not None:
-            self._read[name] = column.read(_from_json(name, datatype, data, self._count))
+            self._read[name] = column.read(self._values(name, _from_json(name, datatype, data, self._count)))
 
     def finish(self, content: memoryview | None) -> tuple[Rows, Counter[tuple[Unusual, str]]]:
         """Return the rows, and the counts that `ColumnTensors.read` describes.
@@ -121,6 +128,9 @@ class _Table:
             raise InvalidInput('the tensors in "inputs" have different numbers of rows')
         self._count = int(sizes[0])
 
+    def _values(self, name: str, values: list[Any]) -> list[Any]:
+        return _parsed(name, values) if name in self._json_texts else values
+
     def _read_binary(self, content: memoryview | None) -> None:
         """Read the bytes of the binary tensors, which are in the order of the tensors."""
         start = 0
@@ -134,7 +144,7 @@ class _Table:
             column = self._model.columns.get(name)
             if column is not None:
                 read = _texts if datatype == _TEXT else _numbers
-                self._read[name] = column.read(read(name, datatype, part, self._count))
+                self._read[name] = column.read(self._values(name, read(name, datatype, part, self._count)))
         if content is not None and start != len(content):
             raise InvalidInput("there are more bytes after the JSON than the tensors' binary_data_size")
 
@@ -168,6 +178,24 @@ def _from_json(name: str, datatype: str, data: list[Any], count: int) -> list[An
         raise InvalidInput(f"column {name!r} is {datatype}, and holds a value that is not a number")
     checked = iter(checked_numbers(f"column {name!r}", given, datatype))
     return [None if value is None else next(checked) for value in values]
+
+
+def _parsed(name: str, texts: list[str | None]) -> list[Any]:
+    """Parse each text as one JSON value. Raises `InvalidInput`.
+
+    An array or an object is refused without parsing, because a small text can need much memory.
+    """
+    values: list[Any] = []
+    for row, text in enumerate(texts):
+        if text is not None and text.lstrip().startswith(("[", "{")):
+            raise InvalidInput(f"row {row}, column {name!r} is an array or an object")
+        try:
+            values.append(None if text is None else orjson.loads(text))
+        except orjson.JSONDecodeError:
+            raise InvalidInput(
+                f"row {row}, column {name!r} is not JSON, as its content type is {_JSON_TEXTS}"
+            ) from None
+    return values
 
 
 def _texts(name: str, _: str, content: memoryview, count: int) -> list[str | None]:

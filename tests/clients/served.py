@@ -7,13 +7,14 @@ gRPC. With the argument `--keys`, clients need an API key that has every scope. 
 URL. The program exits when its standard input closes.
 """
 
+import math
 import re
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
-from onnx import helper
+from onnx import TensorProto, helper
 
 from foldserve.service import bundle
 from foldserve.service.access.keys import Scope, create_key
@@ -28,7 +29,8 @@ def write_models(models: Path) -> None:
 
     digits/1: the shipped model. roots/1: sqrt(a + b). roots/2: sqrt(a + b) + 100. gaps: a + b, where `a` may be
     missing. wide: the sum of the columns. There are so many columns that a row of random bytes contains a NaN. table:
-    the value of `size`, plus 1 if `colour` is blue.
+    the value of `size`, plus 1 if `colour` is blue. mixed: the probability of `yes` is the sigmoid of the sum of
+    `size`, `colour` and `open`. `size` may be missing, and a missing value counts as 0.
     """
     shutil.copytree(ROOT / "models" / "digits", models / "digits")
     write_square_root(models)
@@ -48,10 +50,32 @@ def write_models(models: Path) -> None:
     features = ["size", {"name": "colour", "kind": "categorical", "categories": ("red", "blue")}]
     model = onnx_model([helper.make_node("ReduceSum", ["input", "axes"], ["value"], keepdims=1)], [axes])
     write(models, "table", model, (1.0, 1.0), 2.0, features=features)
+    write_mixed(models, axes)
 
 
-def write(models: Path, name: str, model: bytes, row: tuple[float, ...], value: float, **changes: object) -> None:
-    golden = bundle.Golden(inputs=(row, row), outputs=((value,), (value,)))
+def write_mixed(models: Path, axes: TensorProto) -> None:
+    features = [
+        {"name": "size", "missing": True},
+        {"name": "colour", "kind": "categorical", "categories": ("red", "blue")},
+        {"name": "open", "kind": "boolean"},
+    ]
+    nodes = [
+        helper.make_node("IsNaN", ["input"], ["missing"]),
+        helper.make_node("Where", ["missing", "zero", "input"], ["filled"]),
+        helper.make_node("ReduceSum", ["filled", "axes"], ["sum"], keepdims=1),
+        helper.make_node("Sigmoid", ["sum"], ["yes"]),
+        helper.make_node("Sub", ["one", "yes"], ["no"]),
+        helper.make_node("Concat", ["no", "yes"], ["probabilities"], axis=1),
+    ]
+    constants = [axes, constant("zero", [0]), constant("one", [1])]
+    shapes = {"inputs": [tensor("input", "batch", 3)], "outputs": [tensor("probabilities", "batch", 2)]}
+    model = onnx_model(nodes, constants, **shapes)
+    yes = 1 / (1 + math.exp(-3))
+    write(models, "mixed", model, (1.0, 1.0, 1.0), 1 - yes, yes, features=features, labels=("no", "yes"))
+
+
+def write(models: Path, name: str, model: bytes, row: tuple[float, ...], *outputs: float, **changes: object) -> None:
+    golden = bundle.Golden(inputs=(row, row), outputs=(outputs, outputs))
     bundle.write(models, name, model, lambda n: manifest(model, name=name, version=n, golden=golden, **changes))
 
 

@@ -119,6 +119,29 @@ def test_columns_in_binary_give_the_rows_of_the_friendly_protocol(rows: list[Row
     assert read.tobytes() == friendly(rows).tobytes()
 
 
+def json_texts(rows: list[Row]) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """Return a tensor of JSON texts for each column, and the bytes of the texts of each column."""
+    columns = dict(zip(NAMES, zip(*rows, strict=True), strict=True))
+    texts = {name: [json.dumps(value) for value in values] for name, values in columns.items()}
+    tensors = [tensor(name, "BYTES", *texts[name], parameters={"content_type": "pd_json"}) for name in NAMES]
+    content = {
+        name: b"".join(struct.pack("<I", len(text.encode())) + text.encode() for text in texts[name]) for name in NAMES
+    }
+    return tensors, content
+
+
+@given(st.lists(ROWS, min_size=1, max_size=40))
+def test_texts_of_the_content_type_pd_json_give_the_rows_of_the_friendly_protocol(rows: list[Row]) -> None:
+    tensors, content = json_texts(rows)
+    assert OIP.decode({}, json.dumps({"inputs": tensors}).encode()).rows.tobytes() == friendly(rows).tobytes()
+    for given_tensor in tensors:
+        del given_tensor["data"]
+        given_tensor["parameters"]["binary_data_size"] = len(content[given_tensor["name"]])
+    head = json.dumps({"inputs": tensors}).encode()
+    read = OIP.decode({LENGTH: b"%d" % len(head)}, head + b"".join(content.values())).rows
+    assert read.tobytes() == friendly(rows).tobytes()
+
+
 def test_a_large_request_is_left_to_a_thread() -> None:
     body = json_request([(1.0, "red", 1, True)] * 50) + b" " * SMALL
     with pytest.raises(SlowBody):
@@ -181,6 +204,9 @@ def test_classification_gives_value_index_and_label_of_the_best_classes() -> Non
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
+PD_JSON = tensor("colour", "BYTES", "1", parameters={"content_type": "pd_json"})
+
+
 @pytest.mark.parametrize(
     ("given", "text"),
     [
@@ -194,6 +220,10 @@ def test_classification_gives_value_index_and_label_of_the_best_classes() -> Non
         (tensor("size", "FP64", 1e39), "row 0, column 'size' is too large for float32"),
         (tensor("colour", "BYTES", 7), "column 'colour' is BYTES, and holds a value that is not a text"),
         (tensor("colour", "INT64", 7), "row 0, column 'colour' is not a string, as its categories are"),
+        (PD_JSON | {"data": [f"<{MARKER}>"]}, "row 0, column 'colour' is not JSON, as its content type is pd_json"),
+        (PD_JSON | {"data": ["7"]}, "row 0, column 'colour' is not a string, as its categories are"),
+        (PD_JSON | {"data": [" [1]"]}, "row 0, column 'colour' is an array or an object"),
+        (PD_JSON | {"name": "size", "data": ['{"a": 1}']}, "row 0, column 'size' is an array or an object"),
         (tensor("open", "INT64", 2), "row 0, column 'open' is neither true nor false"),
         (tensor("size", "FP32", data=7, shape=[1]), 'tensor number 1 has neither an array "data" nor'),
         (tensor("size", "FP32", 1.5, shape=[2]), "the \"data\" of column 'size' has 1 values, its shape 2"),
