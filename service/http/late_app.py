@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 from collections.abc import Callable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from foldserve.service.compose import Service
 from foldserve.service.http.health import PROBES
-from foldserve.service.protocols.reply import Reply
+from foldserve.service.protocols.reply import Reply, failure
+
+log = logging.getLogger("foldserve")
 
 
 class LateApp:
     """An ASGI app for HTTP. create: a function that creates the app for all requests except health probes.
 
-    `create` is called once, on a thread.
+    `create` is called on a thread, until it succeeds once.
     """
 
     def __init__(self, service: Service, create: Callable[[], ASGIApp]) -> None:
         self._service = service
         self._create = create
         self._app: ASGIApp | None = None
-        self._creating: asyncio.Task[ASGIApp] | None = None
+        self._creating: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -36,17 +39,25 @@ class LateApp:
         if probe is not None:
             await _send(probe(self._service), send)
             return
-        app = self._app
-        if app is None:
+        if self._app is None:
             if self._creating is None:
-                self._creating = asyncio.create_task(self._created())
-            app = await asyncio.shield(self._creating)  # a request that is cancelled must not stop the other requests
-        await app(scope, receive, send)
+                self._creating = asyncio.create_task(self._create_app())
+            await asyncio.shield(self._creating)  # a request that is cancelled must not stop the other requests
+        if self._app is None:
+            await _send(failure(503, "the server can't load this route now; its log has the reason", 1), send)
+            return
+        await self._app(scope, receive, send)
 
-    async def _created(self) -> ASGIApp:
-        self._app = app = await asyncio.to_thread(self._create)
-        gc.freeze()  # the app stays until the end, so later garbage collections should skip it
-        return app
+    async def _create_app(self) -> None:
+        """Create the app. After a failure, for example without a free file descriptor, the next request tries again."""
+        try:
+            self._app = await asyncio.to_thread(self._create)
+        except Exception:
+            log.exception("can't load the routes that are not for predictions")
+        else:
+            gc.freeze()  # the app stays until the end, so later garbage collections should skip it
+        finally:
+            self._creating = None
 
 
 def answering_head(app: ASGIApp) -> ASGIApp:

@@ -44,7 +44,6 @@ class StartupResponder:
         self._since = time.monotonic()
         self._wanted = asyncio.Event()  # setting this event stops the responder
         self._stopped = threading.Event()
-        self._connections: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._run, name="startup", daemon=True)
 
     def start(self) -> None:
@@ -84,18 +83,21 @@ class StartupResponder:
             for listener, tls in zip(self._listeners.all, self._tls, strict=True)
         ]
         await self._wanted.wait()
+        # asyncio can't answer a connection that it has accepted but not begun to serve when its server closes. So the
+        # servers stop accepting, begin to serve in the next turn, and then close.
+        for listener in (listener for server in servers for listener in server.sockets):
+            self._loop.remove_reader(listener.fileno())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
         for server in servers:
             server.close()
         self._stopped.set()
-        await asyncio.sleep(0)  # lets the tasks of the last connections begin
-        if self._connections:
-            await asyncio.wait(self._connections, timeout=_CONNECTION_SECONDS + _JOIN_SECONDS)
+        # A connection first has a task of asyncio, and only later a task of `_answer`.
+        end = self._loop.time() + _CONNECTION_SECONDS + _JOIN_SECONDS
+        while (tasks := asyncio.all_tasks() - {asyncio.current_task()}) and self._loop.time() < end:
+            await asyncio.wait(tasks, timeout=end - self._loop.time())
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        if task is not None:
-            self._connections.add(task)
-            task.add_done_callback(self._connections.discard)
         try:
             async with asyncio.timeout(_CONNECTION_SECONDS):
                 head = await reader.readuntil(BLANK_LINE)

@@ -175,4 +175,4 @@ def test_the_limits_of_the_proxy_fit_those_of_the_server() -> None:
     assert f"idle connections to the server, {nginx_number('keepalive_timeout')} s" in said
     (rate,) = re.findall(r"rate=(\d+)r/s", NGINX.read_text())
     (at_once,) = re.findall(r"limit_conn \w+ (\d+);", NGINX.read_text())
-    assert f"limits for each client address, {rate} requests a second and {at_once} at once" in said
+    assert f"limits for each client address, {rate} requests a second and {at_once} simultaneous requests" in said

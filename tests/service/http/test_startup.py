@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from foldserve.service.http.listeners import Listeners
+from foldserve.service.http.startup import StartupResponder
 from tests.service.support import (
     GATED,
     PATIENCE,
@@ -111,3 +113,29 @@ def test_without_an_early_port_a_server_that_loads_refuses_connections(workers: 
             connected.result()
         assert server.send("POST", "/predict", body=BODY).status == 200
     assert "ERROR" not in (tmp_path / "log").read_text()
+
+
+def test_a_connection_that_the_responder_has_accepted_gets_its_answer_although_the_responder_stops() -> None:
+    """Each connection is either answered, or still in the kernel's queue for the real server."""
+    for _ in range(20):
+        with ExitStack() as stack:
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            responder = StartupResponder(Listeners(listener, None), [None])
+            responder.start()
+            address = listener.getsockname()
+            clients = [stack.enter_context(socket.create_connection(address, PATIENCE)) for _ in range(30)]
+            for client in clients:
+                client.sendall(request("GET", "/v2/health/live"))
+            responder.stop()
+            listener.setblocking(False)
+            queued = set()
+            with suppress(BlockingIOError):
+                while True:
+                    connection, name = listener.accept()
+                    stack.enter_context(connection)
+                    queued.add(name)
+            for client in clients:
+                if client.getsockname() not in queued:
+                    assert receive(client).status == 200
+                client.close()
+            responder.join()
