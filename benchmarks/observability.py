@@ -52,28 +52,27 @@ class Sink(http.server.BaseHTTPRequestHandler):
         """Log nothing."""
 
 
-def processor_seconds(process: int) -> float:
-    """Return the user and system time of a process, in seconds."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def start(stack: ExitStack, folder: Path, name: str, flags: tuple[str, ...], code: Path) -> servers.Server:
-    """Start one server. code: the checkout whose code the server runs."""
+def start(
+    stack: ExitStack, folder: Path, name: str, flags: tuple[str, ...], code: Path = ROOT, *, core: int | None = 0
+) -> servers.Server:
+    """Start one server. code: the checkout whose code the server runs. core: the server's only core; None for all."""
     port = servers.free_port()
     program = [sys.executable, "-m", "foldserve.service", "serve", "--models", str(ROOT / "models"), "--port"]
     program = ["env", f"PYTHONPATH={code}", *program, str(port), "--max-wait", "10", *flags]
     log = folder / f"{name}.log"
-    return stack.enter_context(servers.running(program, port, "/v2/health/ready", core=0, log=log))
+    return stack.enter_context(servers.running(program, port, "/v2/health/ready", core=core, log=log))
 
 
-def measure(server: servers.Server, body: Path, headers: dict[str, str], seconds: float) -> tuple[float, float]:
+def measure(
+    server: servers.Server, body: Path, headers: dict[str, str], seconds: float, *, rows: int = 1, connections: int = 32
+) -> tuple[float, float]:
     """Return the processor time for each request, in microseconds, and the number of requests per second."""
-    before = processor_seconds(server.process)
+    before = server.processor_seconds()
     url = f"http://127.0.0.1:{server.port}/predict"
-    figures = wrk.load(url, body, headers, connections=32, seconds=seconds, rows=1, core=1)
-    used = processor_seconds(server.process) - before
-    return used / (figures.rows_per_second * round(seconds)) * 1e6, figures.rows_per_second
+    figures = wrk.load(url, body, headers, connections=connections, seconds=seconds, rows=rows, core=1)
+    used = server.processor_seconds() - before
+    requests = figures.rows_per_second / rows
+    return used / (requests * round(seconds)) * 1e6, requests
 
 
 def report(title: str, rounds: dict[str, list[tuple[float, float]]]) -> None:

@@ -67,18 +67,18 @@ def _measure(chosen: argparse.Namespace, server: Server) -> Figures:
     request = _request(chosen.rows, chosen.header)
     load = Load(server.port, chosen.connections)
     load.closed_loop(request, 1.0, chosen.peak_connections)  # the server first measures the cost of a request
-    before = _processor_seconds(server.process)
+    before = server.processor_seconds()
     peak = load.closed_loop(request, chosen.peak_seconds, chosen.peak_connections)
-    peak_s = _processor_seconds(server.process) - before
+    peak_s = server.processor_seconds() - before
     rate = peak.count(200) / peak.span()
 
     def offer(seconds: float, factor: float) -> Outcome:
         return load.open_loop(request, seconds, rate * factor, poisson=not chosen.constant, seed=chosen.seed)
 
     unloaded = offer(chosen.peak_seconds, _UNLOADED)
-    before, driver_before = _processor_seconds(server.process), time.process_time()
+    before, driver_before = server.processor_seconds(), time.process_time()
     overload = offer(chosen.seconds, chosen.factor)
-    overload_s, driver_s = _processor_seconds(server.process) - before, time.process_time() - driver_before
+    overload_s, driver_s = server.processor_seconds() - before, time.process_time() - driver_before
     recovery = offer(_RECOVERY_SECONDS, _UNLOADED)
     broken = load.broken
     load.close()
@@ -89,11 +89,6 @@ def _request(rows: int, headers: list[str]) -> bytes:
     body = json.dumps({"instances": load_digits().data[:rows].tolist()}).encode()
     lines = ["POST /predict HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json", *headers]
     return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
-
-
-def _processor_seconds(process: int) -> float:
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _table(chosen: argparse.Namespace, figures: Figures) -> str:

@@ -11,34 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from rig import servers, wrk
+from observability import measure, start
 from rig.environments import ROOT
 from rig.processes import two_cores
 
 CONNECTIONS = 32  # for each worker
-
-
-def start(stack: ExitStack, folder: Path, workers: int, core: int | None) -> servers.Server:
-    """Start a server of digits. core: the only core of the server; None means all cores."""
-    port = servers.free_port()
-    program = [sys.executable, "-m", "foldserve.service", "serve", "--models", str(ROOT / "models")]
-    program += ["--port", str(port), "--workers", str(workers), "--max-wait", "10"]
-    log = folder / f"{workers}.log"
-    return stack.enter_context(servers.running(program, port, "/v2/health/ready", core=core, log=log))
-
-
-def measure(server: servers.Server, body: Path, workers: int, seconds: float, core: int) -> tuple[float, float]:
-    """Return the processor time for each request, in microseconds, and the number of requests in a second."""
-    before = server.processor_seconds()
-    url = f"http://127.0.0.1:{server.port}/predict"
-    load = wrk.load(url, body, {}, connections=CONNECTIONS * workers, seconds=seconds, rows=1, core=core)
-    used = server.processor_seconds() - before
-    return used / (load.rows_per_second * round(seconds)) * 1e6, load.rows_per_second
 
 
 def main() -> None:
@@ -47,17 +28,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each load")
     options = parser.parse_args()
-    first, *_, last = two_cores()
+    two_cores()
     row = json.loads((ROOT / "models/digits/1/manifest.json").read_text())["golden"]["inputs"][:1]
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         body = folder / "body"
         body.write_text(json.dumps({"instances": row}))
-        running = {workers: start(stack, folder, workers, first if workers == 1 else None) for workers in (1, 2)}
+        running = {
+            workers: start(stack, folder, f"workers-{workers}", ("--workers", str(workers)), core=core)
+            for workers, core in ((1, 0), (2, None))
+        }
         rounds: dict[int, list[tuple[float, float]]] = {workers: [] for workers in running}
         for number in range(-1, options.rounds):
             for workers, server in running.items():
-                figures = measure(server, body, workers, options.seconds, last)
+                figures = measure(server, body, {}, options.seconds, connections=CONNECTIONS * workers)
                 if number >= 0:  # the first round warms the servers up
                     rounds[workers].append(figures)
     print("| workers | processor time, µs per request | requests/s | cores of the load |\n| --- | --- | --- | --- |")

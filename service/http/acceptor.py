@@ -40,18 +40,17 @@ _HANDSHAKE_SECONDS = 1.0
 class Acceptor:
     """Accepts connections, and creates a protocol for each connection.
 
-    listener: a socket that listens. The caller closes the listener after `stop`. current_tls: a function that returns
-    the TLS context for the next handshake; None means connections without TLS. share: counts the connections of this
-    process; None if no other worker accepts connections of this listener. When the client of a protocol disconnects,
-    the protocol subtracts its connection from `share`.
+    listener: a socket that listens. The caller closes the listener after `stop`. share: counts the connections of this
+    process. When the client of a protocol disconnects, the protocol subtracts its connection from `share`. current_tls:
+    a function that returns the TLS context for the next handshake; None means connections without TLS.
     """
 
     def __init__(
         self,
         listener: socket.socket,
         create_protocol: Callable[[], asyncio.BaseProtocol],
+        share: Share,
         current_tls: Callable[[], ssl.SSLContext | None] = lambda: None,
-        share: Share | None = None,
     ) -> None:
         self._listener = listener
         self._create_protocol = create_protocol
@@ -65,8 +64,7 @@ class Acceptor:
     def start(self) -> None:
         """Begin to accept connections. Call this method only on the event loop."""
         self._listener.setblocking(False)
-        if self._share is not None:
-            self._share.join()
+        self._share.join()
         self._watch()
 
     async def stop(self) -> None:
@@ -75,8 +73,7 @@ class Acceptor:
         If the listener closed while connections were queued, the kernel would reset these connections, although their
         clients may already have sent requests.
         """
-        if self._share is not None:
-            self._share.leave()
+        self._share.leave()
         for _ in range(_MAX_AT_STOP):
             if not self._accept_one():
                 break
@@ -93,7 +90,7 @@ class Acceptor:
 
     def _accept(self) -> None:
         for _ in range(_MAX_PER_TURN):
-            if self._share is not None and not self._share.is_fair():
+            if not self._share.is_fair():
                 if self._patience is None:
                     self._patience = asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, self._accept_overdue)
                 # The socket stays readable, so the event loop calls this method again in its next turn. Sleeping for a
@@ -123,7 +120,7 @@ class Acceptor:
             return False
         self._failing = False
         connection.setblocking(False)
-        self._count(+1)
+        self._share.change(+1)
         task = asyncio.get_running_loop().create_task(self._open(connection))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
@@ -133,17 +130,11 @@ class Acceptor:
         try:
             tls = self._current_tls()
             await asyncio.get_running_loop().connect_accepted_socket(self._create_protocol, connection, ssl=tls)
-        except OSError:  # the client does not use TLS, or has disconnected
+        except Exception as error:
+            if not isinstance(error, OSError):  # with an OSError, the client does not use TLS, or has disconnected
+                log.exception("internal error")
             connection.close()
-            self._count(-1)
-        except Exception:
-            log.exception("internal error")
-            connection.close()
-            self._count(-1)
-
-    def _count(self, connections: int) -> None:
-        if self._share is not None:
-            self._share.change(connections)
+            self._share.change(-1)
 
     def _pause(self, error: OSError) -> None:
         """Stop accepting connections for _RETRY_SECONDS.

@@ -94,8 +94,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
-        if self._context.share is not None:
-            self._context.share.change(-1)
+        self._context.share.change(-1)
         self._drop_bytes()
         self._phase = CLOSED
         if self._exchange is not None:

@@ -44,11 +44,11 @@ class ConnectionContext:
 
     endpoints: a mapping from the path of a request, without percent-encoding, to the endpoint. Each request looks up
     its path, so the mapping may change at any time. memory: counts the bytes of the bodies of all connections.
-    count_rejected: a function that is called with the error of each request that a connection refuses. observer: gets
-    the record of each request; None if requests have no records. guard: checks the API key of each request for an
-    endpoint; None if requests need no key. check_head: a function that is called with the headers of a request, and
-    raises an error to refuse the request. cors: whether web pages of other origins may read the responses. share:
-    counts the connections; None if no other worker accepts connections of the same listener.
+    count_rejected: a function that is called with the error of each request that a connection refuses. share: counts
+    the connections of this process. observer: gets the record of each request; None if requests have no records. guard:
+    checks the API key of each request for an endpoint; None if requests need no key. check_head: a function that is
+    called with the headers of a request, and raises an error to refuse the request. cors: whether web pages of other
+    origins may read the responses.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class ConnectionContext:
         limits: Limits,
         memory: BodyMemory,
         count_rejected: Callable[[RequestError], object],
+        share: Share,
         *,
         observer: Observer | None = None,
         guard: Guard | None = None,
         check_head: Callable[[Headers], object] = lambda _: None,
         cors: bool = False,
-        share: Share | None = None,
     ) -> None:
         self._endpoints = endpoints
         self.limits = limits

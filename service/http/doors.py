@@ -75,7 +75,7 @@ class Door:
         tls = self.tls
         create_protocol = partial(_create_connection, self.context, self.config, state)
         return Acceptor(
-            self.listener, create_protocol, lambda: None if tls is None else tls.context, self.context.share
+            self.listener, create_protocol, self.context.share, lambda: None if tls is None else tls.context
         )
 
     def tick(self) -> None:
@@ -115,7 +115,7 @@ def create_doors(
 def _create_door(
     settings: Settings,
     service: Service,
-    share: Share | None,
+    share: Share,
     create_app: Callable[[], FastAPI],
     scopes: Collection[Scope],
     listener: socket.socket,
@@ -135,11 +135,11 @@ def _create_door(
         Limits(settings.max_head, settings.max_body, settings.request_timeout, settings.idle_timeout),
         service.memory,
         service.metrics.count_rejected,
+        share,
         observer=service.observer,
         guard=service.guard,
         check_head=HostCheck(settings.allowed_hosts, host, address, settings.cors_origins).check,
         cors=bool(settings.cors_origins),
-        share=share,
     )
     app = LateApp(service, partial(_guard_app, create_app, service, scopes))
     config = uvicorn.Config(

@@ -8,19 +8,24 @@ from foldserve.service.compose import Service
 from foldserve.service.protocols.reply import JSON, Reply
 
 
+def probe_reply(name: str, *, holds: bool) -> Reply:
+    """Return the answer to the probe `name`: a 200 if its condition holds, else a 503."""
+    return Reply(200 if holds else 503, (JSON,), orjson.dumps({name: holds}))
+
+
 def live(_: Service) -> Reply:
     """Answer that the process is alive."""
-    return Reply(200, (JSON,), orjson.dumps({"live": True}))
+    return probe_reply("live", holds=True)
 
 
 def started(_: Service) -> Reply:
     """Answer that the start is complete: the models are loaded before any request can reach this function."""
-    return Reply(200, (JSON,), orjson.dumps({"started": True}))
+    return probe_reply("started", holds=True)
 
 
 def ready(service: Service) -> Reply:
     """Answer whether every model has reproduced its golden outputs and the server accepts new requests."""
-    return Reply(200 if service.ready else 503, (JSON,), orjson.dumps({"ready": service.ready}))
+    return probe_reply("ready", holds=service.ready)
 
 
 PROBES = {"/v2/health/live": live, "/v2/health/started": started, "/v2/health/ready": ready}

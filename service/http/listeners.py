@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from foldserve.service.access.hosts import is_loopback
@@ -27,13 +27,13 @@ BACKLOG = 2048  # the largest number of connections in the kernel's queue of eac
 class Listeners:
     """The bound sockets of a server. A process can pass this object to another process.
 
-    admin: the socket for metrics and administration; None if metrics and administration use the main socket. share: the
-    `Share` of this process; None if no other process accepts connections.
+    admin: the socket for metrics and administration; None if metrics and administration use the main socket. share:
+    counts the connections of this process. Only several workers compare their counts.
     """
 
     main: socket.socket
     admin: socket.socket | None
-    share: Share | None = None
+    share: Share = field(default_factory=lambda: Share([0], 0))
 
     @property
     def all(self) -> Sequence[socket.socket]:

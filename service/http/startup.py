@@ -13,13 +13,12 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-import orjson
-
 from foldserve.service.http.head import BLANK_LINE
+from foldserve.service.http.health import probe_reply
 from foldserve.service.http.listeners import BACKLOG, Listeners
 from foldserve.service.http.security import NO_SNIFF
 from foldserve.service.http.tls import Tls
-from foldserve.service.protocols.reply import JSON, Reply, failure
+from foldserve.service.protocols.reply import Reply, failure
 
 _MAX_HEAD = 2**16
 # The number of seconds in which a client must send its request and read the response.
@@ -118,13 +117,13 @@ class StartupResponder:
 
     def _reply(self, path: bytes) -> Reply:
         if path == b"/v2/health/live":
-            return Reply(200, (JSON,), orjson.dumps({"live": True}))
+            return probe_reply("live", holds=True)
         # The server can't predict how long loading the models will take, so Retry-After is the time that loading has
         # already taken.
         seconds = min(_MAX_RETRY, max(1, math.ceil(time.monotonic() - self._since)))
         reply = failure(503, "the server is loading its models for the first time", seconds)
         name = {b"/v2/health/ready": "ready", b"/v2/health/started": "started"}.get(path)
-        return reply if name is None else Reply(503, reply.headers, orjson.dumps({name: False}))
+        return reply if name is None else Reply(503, reply.headers, probe_reply(name, holds=False).body)
 
 
 def _encode(reply: Reply, *, with_body: bool) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -69,11 +69,13 @@ def certify(
     """
     sets: dict[RowKind, Rows] = {"held-out": held_out, "random": drawn}
     candidates = {"torch float32": _torch(folded, task, torch.float32)}
-    return compare(reference(network, task), "torch float64, unfolded", candidates, model, tolerance, sets)
+    exact = reference(network, task)
+    expected = {kind: exact(rows) for kind, rows in sets.items()}
+    return compare(expected, "torch float64, unfolded", candidates, model, tolerance, sets)
 
 
 def compare(
-    exact: Predict,
+    expected: Mapping[RowKind, Outputs],
     name: str,
     candidates: dict[str, Predict],
     model: bytes,
@@ -82,14 +84,13 @@ def compare(
     *,
     widened: float = 1.0,
 ) -> Certificate:
-    """Compare `candidates` and the exported model in ONNX Runtime with the reference `exact`, on each set of rows.
+    """Compare `candidates` and the exported model in ONNX Runtime with the outputs of the reference.
 
-    name: the text that describes the reference in the manifest. candidates: maps the name of each runtime to a function
-    that predicts from rows, float32 [rows, features]. Each candidate runs each set of rows in batches of 1 row, in
-    batches of 2 rows, and as one batch. widened: `tolerance` divided by the usual tolerance. Raises `ParityError` in
-    the same cases as `certify`.
+    expected: the outputs of the reference for each set of rows. name: the text that describes the reference in the
+    manifest. candidates: maps the name of each runtime to a function that predicts from rows, float32 [rows, features].
+    Each candidate runs each set of rows in batches of 1 row, in batches of 2 rows, and as one batch. widened:
+    `tolerance` divided by the usual tolerance. Raises `ParityError` in the same cases as `certify`.
     """
-    expected = {kind: exact(rows) for kind, rows in sets.items()}
     measurements: list[Measurement] = []
     for runtime, predict in {**candidates, **_onnx_runtimes(model)}.items():
         for kind, rows in sets.items():

@@ -91,7 +91,7 @@ def certify(imported: Imported, folded: FoldedNetwork, rows: Rows, model: bytes)
         kept = {name: originals[name] for name, each in runs.items() if each.hold(allowed)}
         candidates: dict[str, certificate.Predict] = {"numpy float64, folded": folded.network.evaluate, **kept}
         try:
-            found = certificate.compare(exact, imported.reference, candidates, model, allowed, sets, widened=factor)
+            found = certificate.compare(expected, imported.reference, candidates, model, allowed, sets, widened=factor)
         except ParityError as error:
             if factor == factors[-1]:
                 raise ParityError(f"{error}; {describe_rounding(rounding)}") from error

@@ -23,6 +23,7 @@ from uvicorn.server import ServerState
 from foldserve.service.errors import RequestError
 from foldserve.service.http.connection import Connection
 from foldserve.service.http.context import ConnectionContext, Limits
+from foldserve.service.http.shares import Share
 from foldserve.service.protocols.body import BodyMemory
 from foldserve.service.protocols.reply import JSON, Headers, Reply
 from tests.service.support import PATIENCE, request
@@ -86,7 +87,7 @@ class Server:
         self.refused: list[RequestError] = []
         self.connections: set[Connection] = set()
         self.context = ConnectionContext(
-            self.endpoints, Limits(2**16, 2**20, 60, 60), BodyMemory(2**21), self.refused.append
+            self.endpoints, Limits(2**16, 2**20, 60, 60), BodyMemory(2**21), self.refused.append, Share([0], 0)
         )
         self.create_inner = create_inner
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from foldserve.training.errors import ModelImportError
 from foldserve.training.imports.imported import Imported, Options
+from foldserve.training.imports.keras.original import splitter
 from foldserve.training.imports.keras.reader import read_file
 from foldserve.training.imports.meaning import digest
 
@@ -33,14 +33,11 @@ def read_object(model: Any, options: Options) -> Imported:
             # Keras raises many kinds of errors for a model that it can't save.
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise ModelImportError(f"Keras can't save the {kind}: {reason}") from error
-        found = read_file(path, options)
-    shapes = [tuple(each.shape[1:]) for each in model.inputs]
-    ends = np.cumsum([prod(shape) for shape in shapes])[:-1]
+        found = read_file(path, options, ask_keras=False)
+    split = splitter(model)
 
     def run(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.floating[Any]]:
-        parts = [part.reshape(-1, *shape) for part, shape in zip(np.split(rows, ends, 1), shapes, strict=True)]
-        outputs = model.predict_on_batch(parts if len(parts) > 1 else parts[0])
-        return np.asarray(outputs, np.float64).reshape(len(rows), -1)
+        return np.asarray(model.predict_on_batch(split(rows)), np.float64).reshape(len(rows), -1)
 
     imported = found.imported
     if len(model.outputs) == 1:

@@ -119,19 +119,29 @@ def _open(keras: Any, archive: Archive, config: dict[str, Any], output: int | st
         path = Path(folder) / ("model.h5" if archive.legacy else "model.keras")
         _write_copy(path, archive, config)
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    shapes = [tuple(each.shape[1:]) for each in model.inputs]
-    ends = np.cumsum([prod(shape) for shape in shapes])[:-1]
+    split = splitter(model)
 
     def run(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.floating[Any]]:
-        parts = [part.reshape(-1, *shape) for part, shape in zip(np.split(rows, ends, 1), shapes, strict=True)]
         with _on_cpu(keras):
-            outputs: Any = model(parts if len(parts) > 1 else parts[0], training=False)
+            outputs: Any = model(split(rows), training=False)
             if isinstance(outputs, dict | list | tuple):
                 several: Any = outputs
                 outputs = several[output]
             return np.asarray(keras.ops.convert_to_numpy(outputs)).reshape(len(rows), -1)
 
     return run
+
+
+def splitter(model: Any) -> Callable[[npt.NDArray[np.float32]], Any]:
+    """Return a function that divides rows, float32 [rows, columns], into the inputs of a Keras model."""
+    shapes = [tuple(each.shape[1:]) for each in model.inputs]
+    ends = np.cumsum([prod(shape) for shape in shapes])[:-1]
+
+    def split(rows: npt.NDArray[np.float32]) -> Any:
+        parts = [part.reshape(-1, *shape) for part, shape in zip(np.split(rows, ends, 1), shapes, strict=True)]
+        return parts if len(parts) > 1 else parts[0]
+
+    return split
 
 
 @contextmanager

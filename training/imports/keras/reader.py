@@ -24,7 +24,7 @@ class FileRead:
 
     imported: the model, with its own network as the reference. bare: the network without the layers that turn logits
     into probabilities. original: the name of Keras and a function that runs the model in Keras. If Keras does not run
-    the file, `original` is a text that gives the reason.
+    the file, `original` is a text that gives the reason. The text is empty if Keras was not asked.
     """
 
     imported: Imported
@@ -52,8 +52,11 @@ def read(path: Path, options: Options) -> Imported:
     return read_file(path, options).compared()
 
 
-def read_file(path: Path, options: Options) -> FileRead:
-    """Read a file. Raises `ModelImportError` with a one-line message."""
+def read_file(path: Path, options: Options, *, ask_keras: bool = True) -> FileRead:
+    """Read a file. Raises `ModelImportError` with a one-line message.
+
+    ask_keras: whether Keras also opens the file, to compare the outputs.
+    """
     with open_archive(path) as archive:
         reader = ModelReader(open_store(archive), archive.version.startswith("2."), options.output)
         builder, value = reader.read(archive.config)
@@ -68,9 +71,10 @@ def read_file(path: Path, options: Options) -> FileRead:
             names=_names(reader.inputs),
         )
         bare = builder.network(value.name)
-        original: tuple[str, Run] | str
+        original: tuple[str, Run] | str = ""
         try:
-            original = open_original(archive, bare.features, reader.place)
+            if ask_keras:
+                original = open_original(archive, bare.features, reader.place)
         except NotRunError as reason:
             original = str(reason)
     whole, start = set[int](), 0
